@@ -1,0 +1,65 @@
+"""One exception type per boundary, so that a caller can tell whose fault it was.
+
+Each message says what came, what is allowed, and what to do. Inside a scene none of these escapes: they are recorded
+in the trace (`Failure`). They do escape from the parts that people call directly: server, client, store, export.
+"""
+
+
+class MatrixGraphError(Exception):
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(MatrixGraphError):
+    """A setting, file or option that cannot be used."""
+
+
+class PrerequisiteError(MatrixGraphError):
+    """Something must be installed or prepared first; the message holds the exact command."""
+
+
+class ServerError(MatrixGraphError):
+    """The vLLM server did not start, died for good, or refused an adapter."""
+
+
+class ModelError(MatrixGraphError):
+    """The model could not be reached, or it refused the request."""
+
+
+class ModelRequestError(ModelError):
+    """The server refused this request (HTTP 4xx other than 429); sending it again cannot help.
+
+    Attributes:
+        status: the HTTP status code.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ContextLengthError(ModelRequestError):
+    """The prompt, or prompt plus reply, is longer than the model's context."""
+
+
+class ModelUnavailableError(ModelError):
+    """Connection loss, time-out, HTTP 429 or 5xx, until retrying was given up."""
+
+
+class ReplyError(MatrixGraphError):
+    """The model's reply is not what was asked for: empty, cut off, not JSON, or of another shape."""
+
+
+class CastError(MatrixGraphError):
+    """A given cast that no scene can be played with."""
+
+
+class SceneError(MatrixGraphError):
+    """A scene cannot go on: nothing to play, or one of its limits is reached."""
+
+
+class TraceError(MatrixGraphError):
+    """A trace file that cannot be read or written."""
+
+
+class ExportError(MatrixGraphError):
+    """Traces that cannot be exported as asked."""
