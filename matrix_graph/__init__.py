@@ -1,3 +1,61 @@
-"""A LangGraph plugin that rehearses an answer in a social scene before giving it."""
+"""A LangGraph plugin that rehearses an answer in a social scene before giving it.
+
+The names below are the public surface. They are imported at first use, so that `import matrix_graph` stays light and
+needs none of the extras.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from matrix_graph.compose.rehearsal import Rehearsal
+    from matrix_graph.config import SceneConfig
+    from matrix_graph.models.chat_vllm import ChatVLLM
+    from matrix_graph.models.server import ServerConfig, VLLMServer
+    from matrix_graph.records import Cast, Role, SocialObject, Trace
+    from matrix_graph.scene.graph import create_scene
+    from matrix_graph.traces.store import read_traces
+
+__all__ = [
+    "Cast",
+    "ChatVLLM",
+    "Rehearsal",
+    "Role",
+    "SceneConfig",
+    "ServerConfig",
+    "SocialObject",
+    "Trace",
+    "VLLMServer",
+    "create_scene",
+    "read_traces",
+]
+
+_HOMES = {
+    "Cast": "records",
+    "ChatVLLM": "models.chat_vllm",
+    "Rehearsal": "compose.rehearsal",
+    "Role": "records",
+    "SceneConfig": "config",
+    "ServerConfig": "models.server",
+    "SocialObject": "records",
+    "Trace": "records",
+    "VLLMServer": "models.server",
+    "create_scene": "scene.graph",
+    "read_traces": "traces.store",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

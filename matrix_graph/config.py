@@ -1,0 +1,136 @@
+"""Settings, and how they come together: options over environment over YAML file over defaults.
+
+`SceneConfig` is all that decides how a scene is played; it is recorded in every trace. `Settings` adds what only the
+command line needs: which model, which server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+
+from matrix_graph.errors import ConfigError
+from matrix_graph.models.server import ServerConfig
+
+ENV_PREFIX = "MATRIX_GRAPH_"
+
+
+class SceneConfig(BaseModel):
+    """How a scene is played, and its limits.
+
+    The defaults follow the paper's observation that quality saturates at about four people and a dozen interactions
+    (MATRIX, arXiv 2402.05699, section 5), at a temperature that the smallest models get through.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    roles: int = Field(default=3, ge=1, le=50, description="How many other people join the ego in a generated cast.")
+    steps: int = Field(default=4, ge=1, le=50, description="The most steps of a generated plan.")
+    max_rounds: int | None = Field(
+        default=None, ge=1, description="The most rounds; null allows one round more than `steps`."
+    )
+    temperature: float = Field(default=0.2, ge=0, le=2, description="Sampling temperature of every call (ChatVLLM).")
+    max_answer_tokens: int = Field(default=512, ge=1, description="The longest draft or revision, in tokens.")
+    max_action_tokens: int = Field(default=160, ge=16, description="The longest action call, in tokens.")
+    max_judgement_tokens: int = Field(default=384, ge=64, description="The longest judgement call, in tokens.")
+    max_reflection_tokens: int = Field(
+        default=256, ge=32, description="The longest reflection and the longest summary of a dialogue, in tokens."
+    )
+    max_calls: int = Field(default=500, ge=4, description="The most model calls of one scene, repeats included.")
+    max_output_tokens: int = Field(default=100_000, ge=256, description="The most generated tokens of one scene.")
+    max_seconds: float = Field(default=3600.0, gt=0, description="The longest a scene may take, in seconds.")
+    context_length: int | None = Field(
+        default=None, ge=512, description="The model's context in tokens; null asks the model, else assumes 4096."
+    )
+
+    @property
+    def rounds(self) -> int:
+        """The most rounds that this configuration plays."""
+        return self.max_rounds if self.max_rounds is not None else self.steps + 1
+
+    @property
+    def max_cast_tokens(self) -> int:
+        """Room for a cast of the configured size, in tokens."""
+        return 384 + 128 * (self.roles + 1) + 64 * self.steps
+
+
+class Settings(BaseSettings):
+    """Everything the command line can be told, from `--config FILE.yaml`, `MATRIX_GRAPH_*` variables and options."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, extra="forbid"
+    )
+
+    model: str | None = Field(default=None, description="Model folder or hub id; null takes the small bundled model.")
+    base_url: str | None = Field(
+        default=None, description="An OpenAI-compatible server that already runs; null starts vLLM on 127.0.0.1."
+    )
+    api_key: SecretStr | None = Field(default=None, description="Key of the server at `base_url`; environment only.")
+    scene: SceneConfig = SceneConfig()
+    server: ServerConfig = ServerConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options first, then the environment, then the YAML file that `load_settings` names."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load_settings(file: Path | None = None, **options: Any) -> Settings:
+    """Settings from a YAML file, the environment and options; the later win.
+
+    Args:
+        file: YAML mapping with the fields of `Settings`; None reads no file.
+        options: fields of `Settings`; None means not given. `scene` and `server` take mappings of single settings.
+
+    Raises:
+        ConfigError: unreadable file, unknown setting or value out of range; names each with what is allowed.
+    """
+    if file is not None:
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"The config file {file} cannot be read: {error}") from error
+        if content is not None and not isinstance(content, dict):
+            raise ConfigError(f"The config file {file} holds a {type(content).__name__}; it must be a mapping.")
+        if isinstance(content, dict) and "api_key" in content:
+            raise ConfigError(f"{file} holds an api_key; keys are taken from {ENV_PREFIX}API_KEY alone.")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=file, yaml_file_encoding="utf-8")
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return FromFile(**given)
+    except (ValidationError, SettingsError) as error:
+        where = f" (from options, {ENV_PREFIX}* variables and {file or 'no config file'})"
+        raise ConfigError(f"Settings that cannot be used{where}:\n{explain(error)}") from error
+
+
+def explain(error: ValidationError | SettingsError) -> str:
+    """One line per wrong setting: its name, what came, and what is allowed."""
+    if not isinstance(error, ValidationError):
+        return f"  {error}"
+    lines = []
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"])
+        value = "" if item["type"] in ("extra_forbidden", "missing") else f" (got {item['input']!r})"
+        message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"  {name}: {message}{value}")
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+"""What a rehearsal leaves behind, from `Role` to `Trace`: the one schema that scene, store, export and report share.
+
+Everything here crosses the disk, so everything is a pydantic model that forbids unknown keys where people write it
+(`Cast`) and keeps the keys of DESIGN fixed where programs read it (`Trace`). Derived values are properties, never
+stored. Times are UTC, durations seconds, lengths tokens as the model server counts them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from matrix_graph.errors import CastError
+
+SCHEMA_VERSION = 1
+NAME_LENGTH = 60
+"""The longest name of a role or an object, in characters."""
+RESERVED_NAMES = frozenset({"modulator"})
+"""Names, casefolded, that no role may have, because a reader of the trace would mistake whose words he reads."""
+
+Purpose = Literal["draft", "cast", "act", "judge", "recap", "reflect", "revise"]
+Status = Literal["finished", "blocked", "failed"]
+EndedBy = Literal["quiet", "max_rounds", "max_calls", "max_output_tokens", "max_seconds"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Role(_Record):
+    """A person in the scene."""
+
+    name: str = Field(description="How others see and address this person; distinct in the cast, case ignored.")
+    traits: str = Field(default="", description="What this person is like.")
+    goal: str = Field(default="", description="What this person wants in the scene.")
+
+
+class SocialObject(_Record):
+    """A thing whose state matters to people in the scene, such as money in a vault."""
+
+    name: str = Field(description="Distinct in the cast, case ignored.")
+    state: str = Field(description="Its state when the scene begins.")
+
+
+class Cast(_Record):
+    """Who and what stands on the stage, and what the ego sets out to do.
+
+    Raises:
+        CastError: names that are empty, too long, reserved or used twice, or an ego that is not among the roles.
+    """
+
+    ego: str = Field(description="Name of the role that asked the question and acts on the draft.")
+    roles: list[Role] = Field(description="All roles, the ego among them; their order is the order of settlement.")
+    objects: list[SocialObject] = Field(default=[], description="Objects in their state before the first round.")
+    plan: list[str] = Field(default=[], description="The ego's steps; empty lets the model plan from the draft.")
+
+    @model_validator(mode="after")
+    def _playable(self) -> Self:
+        for kind, names in (("role", [r.name for r in self.roles]), ("object", [o.name for o in self.objects])):
+            seen: set[str] = set()
+            for name in names:
+                if not name.strip():
+                    raise CastError(f"A {kind} of the cast has an empty name; give every {kind} a name.")
+                if len(name) > NAME_LENGTH:
+                    raise CastError(
+                        f"The {kind} name {name[:NAME_LENGTH]!r}... has {len(name)} characters; "
+                        f"at most {NAME_LENGTH} are allowed. Put the rest into its traits or state."
+                    )
+                if kind == "role" and name.strip().casefold() in RESERVED_NAMES:
+                    raise CastError(f"The role name {name!r} is taken by the scene itself; choose another.")
+                if name.strip().casefold() in seen:
+                    raise CastError(f"The {kind} name {name!r} appears twice; names must differ, case ignored.")
+                seen.add(name.strip().casefold())
+        if self.ego not in {role.name for role in self.roles}:
+            names_ = ", ".join(repr(role.name) for role in self.roles) or "none"
+            raise CastError(f"The ego {self.ego!r} is not among the roles ({names_}).")
+        if any(not step.strip() for step in self.plan):
+            raise CastError("The plan has an empty step; leave it out, or give an empty plan to have one made.")
+        return self
+
+    def role(self, name: str) -> Role:
+        """The role of that name.
+
+        Raises:
+            KeyError: nobody has that name.
+        """
+        for role in self.roles:
+            if role.name == name:
+                return role
+        raise KeyError(name)
+
+
+class Change(_Record):
+    """One object passing from one state to another through an accepted action."""
+
+    object: str
+    before: str
+    after: str
+
+
+class Event(_Record):
+    """One judged action. A rejected one has no observers, no changes and no consequence."""
+
+    round: int = Field(description="From 1.")
+    role: str = Field(description="Who acted.")
+    action: str
+    plausible: bool
+    reason: str = Field(description="Why the modulator judged so; of a rejected action its actor alone is told.")
+    observers: list[str] = Field(description="Roles that saw the action, in cast order, never the actor.")
+    changes: list[Change]
+    consequence: str | None = Field(description="Effect on people, good or bad; null if there is none.")
+
+
+class Usage(_Record):
+    """Tokens as the server counts them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens, output_tokens=self.output_tokens + other.output_tokens
+        )
+
+
+class Problem(_Record):
+    """An error as data: the name of its type, and its message."""
+
+    type: str
+    message: str
+
+
+class Failure(_Record):
+    """A part of the scene that could not be played: a role silent for a round, an action that could not be judged."""
+
+    purpose: Purpose
+    role: str | None
+    round: int | None
+    error: Problem
+
+
+class Message(_Record):
+    """One chat message exactly as sent."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Call(_Record):
+    """One model call: exact messages in, exact completion out."""
+
+    purpose: Purpose
+    role: str | None = Field(description="Whose dialogue or action this is about; null where no role speaks.")
+    round: int | None
+    messages: list[Message]
+    completion: str = Field(description="Exactly as received; empty if the call brought none.")
+    finish_reason: str | None = Field(description='The server\'s: "stop", "length", ...; null if it told none.')
+    model: str
+    sampling: dict[str, Any] = Field(description="Sampling settings sent with the request.")
+    usage: Usage
+    seconds: float = Field(description="Wall time of the call, retries of the connection included.")
+    error: Problem | None = Field(default=None, description="Why the completion could not be used; null if it was.")
+
+
+class Parent(_Record):
+    """Where a what-if branch came from."""
+
+    id: str
+    round: int
+    change: str
+
+
+class Trace(BaseModel):
+    """The full record of one rehearsal; export, report and evaluation read nothing else. One JSON object a line."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    question: str
+    draft: str | None = Field(description="The answer before; null if the scene failed before there was one.")
+    answer: str | None = Field(description="The answer after. Equal to the draft, to the letter, unless `revised`.")
+    revised: bool
+    status: Status
+    error: Problem | None = Field(default=None, description='Why the scene failed; null unless status is "failed".')
+    cast: Cast | None = Field(description="Null if the scene failed before it was cast.")
+    events: list[Event]
+    calls: list[Call]
+    failures: list[Failure] = Field(default=[], description="What failed without ending the scene.")
+    ended_by: EndedBy | None = Field(default=None, description='Why play ended: "quiet" or the limit that was reached.')
+    settings: dict[str, Any]
+    usage: Usage
+    seconds: float = Field(description="Wall time from question to answer, pauses between resumptions left out.")
+    created_at: datetime
+    parent: Parent | None = None
+
+    @property
+    def consequences(self) -> list[str]:
+        """The consequences of the accepted actions, in order."""
+        return [event.consequence for event in self.events if event.consequence is not None]
+
+    @property
+    def object_states(self) -> dict[str, str]:
+        """Every object's state at the end of the scene."""
+        states = {o.name: o.state for o in self.cast.objects} if self.cast else {}
+        for event in self.events:
+            states.update({change.object: change.after for change in event.changes})
+        return states
+
+    def to_json_line(self) -> str:
+        """One line of JSON, without the newline."""
+        return self.model_dump_json()

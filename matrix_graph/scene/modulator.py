@@ -1,0 +1,255 @@
+"""The modulator: judges the actions of a round side by side, settles them in order, and routes what was observed.
+
+What always holds: a rejected action changes nothing, reaches nobody and has no consequence, and its actor alone is told
+why; objects change through accepted actions only, each change from the state that the one before it left; who observes
+whom is chosen from the cast, and nobody observes themselves.
+
+Judging side by side and settling in order are reconciled so: every judgement of a round reads the same prompt with all
+its actions in settlement order, and takes those before its own as having just happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from matrix_graph.errors import ReplyError
+from matrix_graph.models.ask import Answer, ChatMessage, parse_json
+from matrix_graph.records import Role
+from matrix_graph.scene import dialogue as chat
+from matrix_graph.scene.cast import described
+from matrix_graph.scene.prompts import fill, opening
+from matrix_graph.scene.rounds import actors, settlement_order
+from matrix_graph.scene.stage import Stage
+from matrix_graph.scene.state import Action, Dialogue, Plain, SceneState, Unread
+
+_SENTENCE, _STATE, _TOLERANCE = 160, 60, 10
+_NO_CONSEQUENCE = frozenset({"", "none", "null", "n/a", "nothing", "no consequence", "-"})
+
+
+class _ObjectChange(BaseModel):
+    object: str
+    after: str = Field(max_length=_STATE * _TOLERANCE)
+
+
+class _Judgement(BaseModel):
+    reason: str = Field(default="", max_length=_SENTENCE * _TOLERANCE)
+    plausible: bool
+    observers: list[str] = []
+    changes: list[_ObjectChange] = []
+    consequence: str | None = Field(default=None, max_length=_SENTENCE * _TOLERANCE)
+
+
+async def moderate(stage: Stage, state: SceneState) -> Plain:
+    """Judge and settle all actions of the round that has just been played."""
+    round = state["round"] + 1
+    order = {name: position for position, name in enumerate(settlement_order(state))}
+    actions = sorted(
+        (action for action in state["actions"] if action["round"] == round), key=lambda action: order[action["role"]]
+    )
+    if not actions:
+        return {"round": round, "inbox": _left_over(state)}
+    start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
+    header = _header(state, actions)
+    dialogue, calls = await stage.fitted(
+        state["modulator"] or chat.begin(start),
+        start,
+        [header, *(action["action"] for action in actions)],
+        stage.config.max_judgement_tokens,
+        prompt="modulator",
+        role=None,
+        round=round,
+    )
+    asked = [_question(position, action) for position, action in enumerate(actions)]
+    answers = await asyncio.gather(
+        *(
+            _judge(stage, state, chat.say(dialogue, f"{header}\n\n{question}")["messages"], action)
+            for question, action in zip(asked, actions, strict=True)
+        )
+    )
+    for answer in answers:
+        calls = [*calls, *answer.calls]
+    return {
+        **_settle(stage, state, actions, answers),
+        "round": round,
+        "calls": calls,
+        "modulator": _remembered(dialogue, header, asked, answers),
+    }
+
+
+async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[_Judgement]:
+    others = [role["name"] for role in _cast(state)["roles"] if role["name"] != action["role"]]
+    objects = [thing["name"] for thing in _cast(state)["objects"]]
+    parse = parse_json(_Judgement)
+
+    def parse_judgement(text: str) -> _Judgement:
+        judgement = parse(text)
+        observers = {_chosen(name, [*others, action["role"]], "observers") for name in judgement.observers}
+        return judgement.model_copy(
+            update={
+                "observers": [name for name in others if name in observers],
+                "changes": [
+                    change.model_copy(update={"object": _chosen(change.object, objects, "changes")})
+                    for change in judgement.changes
+                ],
+            }
+        )
+
+    return await stage.ask(
+        "judge",
+        messages,
+        parse_judgement,
+        stage.config.max_judgement_tokens,
+        schema=_schema(others, objects),
+        role=action["role"],
+        round=action["round"],
+    )
+
+
+def _settle(
+    stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[_Judgement]]
+) -> Plain:
+    """Turn judgements into events one after the other, so that each change starts where the one before it ended."""
+    objects = dict(state["objects"])
+    inbox = _left_over(state)
+    progress = {name: state[name] for name in ("step", "attempt", "blocked")}
+    events: list[Plain] = []
+    failures: list[Plain] = []
+    for action, answer in zip(actions, answers, strict=True):
+        judgement = answer.value
+        if judgement is None:
+            failure = {"purpose": "judge", "role": action["role"], "round": action["round"], "error": answer.problem}
+            failures.append(failure)
+            stage.emit({"type": "failure", **failure})
+            continue
+        event = _event(action, judgement, objects)
+        events.append(event)
+        stage.emit({"type": "event", **event})
+        for name in event["observers"]:
+            inbox.setdefault(name, []).append(Unread(actor=action["role"], text=action["action"]))
+        if not event["plausible"]:
+            inbox.setdefault(action["role"], []).append(Unread(actor=None, text=event["reason"]))
+        if action["step"]:
+            progress = _after_step(state, accepted=event["plausible"])
+    told = [event["consequence"] for event in events if event["consequence"] is not None]
+    return {
+        "events": events,
+        "failures": failures,
+        "consequences": [*state["consequences"], *told],
+        "objects": objects,
+        "inbox": inbox,
+        **progress,
+    }
+
+
+def _event(action: Action, judgement: _Judgement, objects: dict[str, str]) -> Plain:
+    """The event of one judged action; `objects` is brought up to date."""
+    changes = []
+    for change in judgement.changes if judgement.plausible else []:
+        after = " ".join(change.after.split())
+        if after and after != objects[change.object]:
+            changes.append({"object": change.object, "before": objects[change.object], "after": after})
+            objects[change.object] = after
+    consequence = " ".join((judgement.consequence or "").split())
+    harmless = not judgement.plausible or consequence.strip(".").casefold() in _NO_CONSEQUENCE
+    return {
+        "round": action["round"],
+        "role": action["role"],
+        "action": action["action"],
+        "plausible": judgement.plausible,
+        "reason": " ".join(judgement.reason.split()),
+        "observers": judgement.observers if judgement.plausible else [],
+        "changes": changes,
+        "consequence": None if harmless else consequence,
+    }
+
+
+def _after_step(state: SceneState, *, accepted: bool) -> Plain:
+    """How far the ego's plan is: the next step, the same once more in another way, or no further."""
+    if accepted:
+        return {"step": state["step"] + 1, "attempt": 0, "blocked": False}
+    return {"step": state["step"], "attempt": 1, "blocked": state["attempt"] == 1}
+
+
+def _left_over(state: SceneState) -> dict[str, list[Unread]]:
+    """What those who had no turn in this round are still to be told: why something of theirs could not happen."""
+    told = set(actors(state))
+    return {name: list(unread) for name, unread in state["inbox"].items() if name not in told}
+
+
+def _header(state: SceneState, actions: list[Action]) -> str:
+    return fill(
+        "modulator",
+        "round",
+        objects="\n".join(f"- {name}: {condition}" for name, condition in state["objects"].items()) or "-",
+        actions="\n".join(f"{n}. {action['role']}: {action['action']}" for n, action in enumerate(actions, 1)),
+    )
+
+
+def _question(position: int, action: Action) -> str:
+    return fill("modulator", "judge_later" if position else "judge", action=f"{action['role']}: {action['action']}")
+
+
+def _remembered(
+    dialogue: Dialogue, header: str, asked: list[str], answers: list[Answer[_Judgement]]
+) -> Dialogue:
+    """The modulator's dialogue after the round: its judgements in settlement order, the header said once.
+
+    The prompt of the first judgement, and its completion, stand unchanged at the head of what is remembered.
+    """
+    remembered = dialogue
+    for question, answer in zip(asked, answers, strict=True):
+        if answer.problem is not None:
+            continue
+        if remembered is dialogue:
+            remembered = chat.answered(dialogue, answer)
+        else:
+            remembered = chat.acted(chat.say(remembered, question), answer.text)
+    return remembered if remembered is not dialogue else chat.say(dialogue, header)
+
+
+def _chosen(name: str, allowed: list[str], field: str) -> str:
+    wanted = " ".join(name.split()).casefold()
+    for candidate in allowed:
+        if candidate.casefold() == wanted:
+            return candidate
+    raise ReplyError(f"{field}: {name[:80]!r} is not one of {', '.join(allowed) or '(none)'}.")
+
+
+def _cast(state: SceneState) -> Plain:
+    cast = state["cast"]
+    assert cast is not None  # a scene without a cast has ended before its first round
+    return cast
+
+
+def _schema(others: list[str], objects: list[str]) -> dict[str, Any]:
+    sentence = {"type": "string", "minLength": 1, "maxLength": _SENTENCE}
+    change = {
+        "type": "object",
+        "properties": {
+            "object": {"type": "string", "enum": objects},
+            "after": {"type": "string", "minLength": 1, "maxLength": _STATE},
+        },
+        "required": ["object", "after"],
+        "additionalProperties": False,
+    }
+    properties = {
+        "reason": sentence,
+        "plausible": {"type": "boolean"},
+        "observers": _some({"type": "string", "enum": others}, len(others)),
+        "changes": _some(change, len(objects)),
+        "consequence": {"anyOf": [sentence, {"type": "null"}]},
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _some(items: dict[str, Any], most: int) -> dict[str, Any]:
+    # An empty enumeration is no valid schema, so that an array of nothing has no item schema at all.
+    return {"type": "array", "items": items, "maxItems": most} if most else {"type": "array", "maxItems": 0}

@@ -1,0 +1,160 @@
+"""What the scene's graph remembers between its nodes.
+
+Only plain JSON values stand in the state, so that every checkpointer takes it and strict msgpack needs no allow-list.
+What many nodes write at once is reduced in the order in which they were sent, never in the order in which they return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
+
+from pydantic import BaseModel
+
+from matrix_graph.records import Trace, Usage
+
+T = TypeVar("T")
+Plain = dict[str, Any]
+
+
+def extend(old: list[T], new: list[T] | None) -> list[T]:
+    """Reducer: append; None empties the list, so that a used thread begins a new scene clean."""
+    return [] if new is None else [*old, *new]
+
+
+def merge(old: dict[str, T], new: dict[str, T] | None) -> dict[str, T]:
+    """Reducer: replace the given keys; None empties the mapping."""
+    return {} if new is None else {**old, **new}
+
+
+def latest(old: float, new: float | list[float]) -> float:
+    """Reducer: the largest, since nodes that run side by side take as long as the slowest; a list of one sets it."""
+    return new[0] if isinstance(new, list) else max(old, new)
+
+
+class Dialogue(TypedDict):
+    """An append-only chat of one speaker.
+
+    Keys:
+        messages: `{"role", "content"}`; the last prompt sent, its completion, and what was said to the speaker since.
+        tokens: size of the last prompt and its completion, as the server counted them.
+        unread: UTF-8 bytes said to the speaker since that count.
+    """
+
+    messages: list[dict[str, str]]
+    tokens: int
+    unread: int
+
+
+class Unread(TypedDict):
+    """Something a role has not been told yet: an observed action, or (actor None) why its own could not happen."""
+
+    actor: str | None
+    text: str
+
+
+class Action(TypedDict):
+    """What a role does in a round; `step` says whether it is the ego's plan step."""
+
+    round: int
+    role: str
+    action: str
+    step: bool
+
+
+class RoleTask(TypedDict):
+    """All that a role's node gets to know: itself, its own dialogue, and what it has just observed.
+
+    Keys:
+        round: from 1.
+        profile: the role as `records.Role`.
+        dialogue: its chat so far; None before its first round.
+        unread: what it has not been told yet.
+        step: the ego's plan step for this round; None for everybody else.
+        attempt: 1 if that step was rejected once already.
+        clock: seconds that the scene has taken when the round begins.
+    """
+
+    round: int
+    profile: Plain
+    dialogue: Dialogue | None
+    unread: list[Unread]
+    step: str | None
+    attempt: int
+    clock: float
+
+
+class SceneInput(TypedDict):
+    """What a scene starts from."""
+
+    question: str
+    draft: NotRequired[str | None]
+    cast: NotRequired[Plain | None]
+
+
+class SceneState(SceneInput, total=False):
+    """The scene. The first block is the public one of DESIGN; the second is how the nodes work together."""
+
+    round: int
+    events: Annotated[list[Plain], extend]
+    consequences: list[str]
+    answer: str | None
+    revised: bool
+    status: str | None
+
+    id: str
+    created_at: str
+    settings: Plain
+    error: Plain | None
+    ended_by: str | None
+    calls: Annotated[list[Plain], extend]
+    failures: Annotated[list[Plain], extend]
+    clock: Annotated[float, latest]
+    actions: Annotated[list[Action], extend]
+    dialogues: Annotated[dict[str, Dialogue], merge]
+    modulator: Dialogue | None
+    objects: dict[str, str]
+    inbox: dict[str, list[Unread]]
+    step: int
+    attempt: int
+    blocked: bool
+    lesson: str | None
+    played: Plain  # draft and cast of the last scene, since a thread's next input holds only what is new
+
+
+def to_trace(state: Mapping[str, Any]) -> Trace:
+    """The trace of a scene that has ended.
+
+    Args:
+        state: the graph's final state.
+
+    Raises:
+        pydantic.ValidationError: the scene has not ended.
+    """
+    calls = state.get("calls", [])
+    usage = Usage()
+    for call in calls:
+        usage += Usage(**call["usage"])
+    return Trace(
+        id=state["id"],
+        question=state["question"],
+        draft=state.get("draft"),
+        answer=state.get("answer"),
+        revised=state["revised"],
+        status=state["status"],
+        error=state.get("error"),
+        cast=state.get("cast"),
+        events=state.get("events", []),
+        calls=calls,
+        failures=state.get("failures", []),
+        ended_by=state.get("ended_by"),
+        settings=state["settings"],
+        usage=usage,
+        seconds=round(state.get("clock", 0.0), 3),
+        created_at=state["created_at"],
+    )
+
+
+def plain(record: BaseModel) -> Plain:
+    """A record as plain JSON values, fit for the state."""
+    return record.model_dump(mode="json")

@@ -1,0 +1,126 @@
+"""A chat model that plays a random but repeatable part: same seed, same scene, whatever the order of the calls.
+
+Every text that it makes holds a token of its own (`tok...`), so that a test can follow each piece of information.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from pydantic import Field
+
+Override = Callable[[str, str, int, random.Random], Any]
+
+
+class ScriptedModel(BaseChatModel):
+    """Random replies that fit the schema asked for.
+
+    Args:
+        seed: of everything that is random.
+        plausible: probability that an action is judged plausible.
+        nonsense: probability that a reply cannot be used (empty, not JSON, cut off, wrong shape).
+        broken: probability that a call raises.
+        harmless: probability that a consequence is null.
+        jitter: longest time that a call takes, in seconds; it varies from call to call and from run to run.
+        override: may give the reply itself: called with purpose, role, round and a random generator; a dict or list
+            is sent as JSON, a str as it is, an exception is raised, None leaves the reply to the model.
+    """
+
+    seed: int = 0
+    plausible: float = 0.8
+    nonsense: float = 0.0
+    broken: float = 0.0
+    harmless: float = 0.5
+    jitter: float = 0.0
+    override: Override | None = Field(default=None, exclude=True)
+    log: list[tuple[str, str, int]] = Field(default=[], exclude=True)
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def with_structured_output(
+        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[Any, Any]:
+        assert include_raw
+        return self.bind(schema=schema) | RunnableLambda(lambda raw: {"raw": raw, "parsed": None, "parsing_error": None})
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        if self.jitter:
+            time.sleep(random.random() * self.jitter)
+        return self._reply(messages, run_manager.metadata if run_manager else {}, kwargs.get("schema"))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        if self.jitter:
+            await asyncio.sleep(random.random() * self.jitter)
+        return self._reply(messages, run_manager.metadata if run_manager else {}, kwargs.get("schema"))
+
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
+        purpose = metadata["matrix_graph_purpose"]
+        role, round = metadata["matrix_graph_role"], metadata["matrix_graph_round"]
+        self.log.append((purpose, role, round))
+        key = json.dumps([self.seed, purpose, role, round, [message.text for message in messages]])
+        rng = random.Random(hashlib.sha256(key.encode()).digest())
+        reply: Any = self.override(purpose, role, round, rng) if self.override else None
+        if isinstance(reply, Exception):
+            raise reply
+        if reply is None and rng.random() < self.broken:
+            raise ConnectionError("scripted connection loss")
+        if reply is None:
+            reply = self._value(schema, rng, "") if schema else words(rng)
+        text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
+        if self.override is None and rng.random() < self.nonsense:
+            text = rng.choice(["", "  \n", "I would rather not.", text[: len(text) // 2], '{"wrong": "shape"}', "[1, 2]"])
+        message = AIMessage(
+            content=text,
+            response_metadata={"finish_reason": "stop"},
+            usage_metadata={
+                "input_tokens": sum(len(m.text.split()) for m in messages),
+                "output_tokens": len(text.split()),
+                "total_tokens": sum(len(m.text.split()) for m in messages) + len(text.split()),
+            },
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _value(self, schema: dict[str, Any], rng: random.Random, name: str) -> Any:
+        if "enum" in schema:
+            return rng.choice(schema["enum"])
+        if "anyOf" in schema:
+            return None if rng.random() < self.harmless else self._value(schema["anyOf"][0], rng, name)
+        kind = schema["type"]
+        if kind == "object":
+            return {key: self._value(value, rng, key) for key, value in schema["properties"].items()}
+        if kind == "array":
+            count = rng.randint(schema.get("minItems", 0), schema.get("maxItems", 3))
+            return [self._value(schema["items"], rng, name) for _ in range(count)]
+        if kind == "boolean":
+            return rng.random() < (self.plausible if name == "plausible" else 0.5)
+        return words(rng)[: schema.get("maxLength", 100)]
+
+
+def words(rng: random.Random) -> str:
+    """A short text that begins with a token of its own."""
+    return f"tok{rng.getrandbits(48):012x} {rng.choice(['goes', 'says', 'waits', 'gives'])}"

@@ -1,0 +1,301 @@
+"""The scene's rules as properties over random models, read from traces alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from tests.unit import invariants
+from tests.unit.scripted import ScriptedModel, words
+
+from matrix_graph import Cast, Rehearsal, Role, SceneConfig, SocialObject, Trace
+from matrix_graph.scene.graph import create_scene, recursion_limit
+from matrix_graph.scene.state import to_trace
+
+models = st.builds(
+    ScriptedModel,
+    seed=st.integers(0, 2**32),
+    plausible=st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]),
+    nonsense=st.sampled_from([0.0, 0.0, 0.1, 0.4, 1.0]),
+    broken=st.sampled_from([0.0, 0.0, 0.05, 0.3]),
+    harmless=st.sampled_from([0.0, 0.5, 1.0]),
+)
+configs = st.builds(
+    SceneConfig,
+    roles=st.integers(1, 5),
+    steps=st.integers(1, 5),
+    max_rounds=st.none() | st.integers(1, 9),
+    max_calls=st.sampled_from([4, 20, 60, 500]),
+    max_output_tokens=st.sampled_from([256, 20_000, 100_000]),
+    context_length=st.sampled_from([1024, 4096, None]),
+)
+quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+
+
+@quick
+@given(models, configs)
+async def test_rules_hold_whatever_the_model_says(model: ScriptedModel, config: SceneConfig) -> None:
+    trace = (await Rehearsal(model, config=config).ainvoke("What shall I do?"))["trace"]
+    invariants.check_all(trace)
+    assert len(trace.calls) == len(model.log)
+    assert len(trace.calls) <= config.max_calls
+    assert trace.usage.output_tokens <= config.max_output_tokens
+    assert max((event.round for event in trace.events), default=0) <= config.rounds
+    assert Trace.model_validate_json(trace.to_json_line()) == trace
+
+
+@quick
+@given(models, configs)
+def test_same_replies_same_scene_in_any_order_and_in_both_worlds(model: ScriptedModel, config: SceneConfig) -> None:
+    slow = model.model_copy(update={"jitter": 0.003, "log": []})
+    one, other = Rehearsal(model, config=config).invoke("Why?"), Rehearsal(slow, config=config).invoke("Why?")
+    assert _told(one["trace"]) == _told(other["trace"])
+
+
+async def test_async_and_sync_agree() -> None:
+    model = ScriptedModel(seed=5, harmless=0)
+    assert _told((await Rehearsal(model).ainvoke("Why?"))["trace"]) == _told(Rehearsal(model).invoke("Why?")["trace"])
+
+
+def _told(trace: Trace) -> dict[str, Any]:
+    told = trace.model_dump(exclude={"id", "created_at", "seconds"})
+    for call in told["calls"]:
+        del call["seconds"]
+    return told
+
+
+CAST = Cast(
+    ego="Robber",
+    roles=[Role(name="Teller"), Role(name="Robber", goal="money"), Role(name="Officer")],
+    objects=[SocialObject(name="money", state="in the vault")],
+    plan=["walks in", "takes the money"],
+)
+
+
+def judge(plausible: bool = True, **more: Any) -> dict[str, Any]:
+    return {"reason": "so", "plausible": plausible, "observers": [], "changes": [], "consequence": None, **more}
+
+
+def script(**replies: Any) -> ScriptedModel:
+    """A model that answers each purpose with a value, or with a function of (role, round)."""
+
+    def override(purpose: str, role: str, round: int, rng: Any) -> Any:
+        reply = replies.get(purpose)
+        return reply(role, round) if callable(reply) else reply
+
+    return ScriptedModel(override=override)
+
+
+def test_nothing_against_the_draft_leaves_it_to_the_letter() -> None:
+    draft = "  Take the\tmoney.\r\n\n"
+    result = Rehearsal(script(judge=judge()), cast=CAST).invoke({"question": "How?", "draft": draft})
+    assert result["answer"] == draft
+    assert not result["revised"] and result["status"] == "finished"
+    assert [call.purpose for call in result["trace"].calls] == ["judge", "judge"]
+
+
+def test_reflection_that_finds_nothing_leaves_the_draft() -> None:
+    model = script(judge=judge(consequence="everybody smiles"), reflect={"lesson": "it helped", "revise": False})
+    result = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Ask."})
+    assert result["answer"] == "Ask." and not result["revised"]
+
+
+def test_harm_leads_to_a_revision() -> None:
+    model = script(
+        judge=judge(consequence="the teller is afraid"), reflect={"lesson": "fear", "revise": True}, revise="Don't."
+    )
+    result = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})
+    assert result["answer"] == "Don't." and result["revised"]
+    prompt = result["trace"].calls[-1].messages[-1].content
+    assert prompt.index("How?") < prompt.index("Rob it."), "question and draft stand in their places"
+
+
+def test_a_revision_equal_to_the_draft_is_none() -> None:
+    model = script(judge=judge(consequence="fear"), reflect={"lesson": "fear", "revise": True}, revise="Rob it.")
+    result = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})
+    assert not result["revised"]
+
+
+def test_a_step_rejected_twice_blocks_the_plan_and_only_its_actor_hears_why() -> None:
+    model = script(
+        judge=lambda role, round: judge(round == 1, reason=f"no way {round}", observers=["Teller"]),
+        act=lambda role, round: {"action": f"{role} acts in {round}"},
+        reflect={"lesson": "the money cannot be had", "revise": True},
+        revise="Ask for a loan.",
+    )
+    trace = Rehearsal(model, cast=CAST, config=SceneConfig(max_rounds=9)).invoke({"question": "How?", "draft": "Rob."})
+    trace_ = trace["trace"]
+    invariants.check_all(trace_)
+    assert trace_.status == "blocked" and trace_.ended_by == "quiet"
+    robber = [event for event in trace_.events if event.role == "Robber"]
+    assert [event.plausible for event in robber] == [True, False, False]
+    again = next(call for call in trace_.calls if call.purpose == "act" and call.role == "Robber")
+    assert "no way 2" in again.messages[-1].content and "another way" in again.messages[-1].content
+    for call in trace_.calls:
+        if call.purpose == "act" and call.role == "Teller":
+            assert all("no way" not in message.content for message in call.messages)
+    assert trace["answer"] == "Ask for a loan."
+
+
+def test_two_changes_of_one_object_in_one_round_are_settled_in_order() -> None:
+    def moved(role: str, round: int) -> dict[str, Any]:
+        after = {"Robber": "in the bag", "Teller": "under the counter"}.get(role, "gone")
+        others = [name for name in ("Teller", "Robber", "Officer") if name != role]
+        return judge(changes=[{"object": "money", "after": f"{after} {round}"}], observers=others)
+
+    model = script(judge=moved, act=lambda role, round: {"action": f"{role} grabs the money, round {round}"})
+    trace = Rehearsal(model, cast=CAST, config=SceneConfig(max_rounds=3)).invoke({"question": "?", "draft": "!"})["trace"]
+    invariants.check_all(trace)
+    second = [(event.role, event.changes[0].before, event.changes[0].after) for event in trace.events if event.round == 2]
+    assert second == [
+        ("Robber", "in the bag 1", "in the bag 2"),
+        ("Teller", "in the bag 2", "under the counter 2"),
+        ("Officer", "under the counter 2", "gone 2"),
+    ]
+
+
+def test_last_observations_are_reacted_to() -> None:
+    model = script(
+        judge=lambda role, round: judge(observers=["Officer"] if role == "Robber" else []),
+        act={"action": "runs after the robber"},
+    )
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
+    assert [(event.round, event.role) for event in trace.events] == [
+        (1, "Robber"),
+        (2, "Robber"),
+        (2, "Officer"),
+        (3, "Officer"),
+    ]
+    assert trace.ended_by == "quiet"
+
+
+def test_a_role_that_saw_two_things_at_once_is_told_both() -> None:
+    model = script(
+        judge=lambda role, round: judge(observers=[n for n in ("Teller", "Officer") if n != role and role != "Officer"]),
+        act=lambda role, round: {"action": f"{role} does {round}"},
+    )
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
+    told = next(c for c in trace.calls if c.purpose == "act" and c.role == "Officer" and c.round == 3)
+    assert "- Robber: takes the money" in told.messages[-1].content
+    assert "- Teller: Teller does 2" in told.messages[-1].content
+
+
+def test_a_silent_role_keeps_what_it_saw_and_the_others_go_on() -> None:
+    def act(role: str, round: int) -> Any:
+        return "nonsense" if (role, round) == ("Officer", 2) else {"action": f"{role} does {round}"}
+
+    model = script(judge=lambda role, round: judge(observers=["Officer"] if role == "Robber" else []), act=act)
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
+    invariants.check_all(trace)
+    assert [(f.purpose, f.role, f.round) for f in trace.failures] == [("act", "Officer", 2)]
+    assert trace.status == "finished"
+    later = next(c for c in trace.calls if c.purpose == "act" and c.role == "Officer" and c.round == 3)
+    assert [message.role for message in later.messages] == ["system", "user"], "the two sides take turns"
+    assert "walks in" in later.messages[-1].content and "takes the money" in later.messages[-1].content
+
+
+def test_dialogues_are_append_only() -> None:
+    trace = Rehearsal(ScriptedModel(seed=3, plausible=1, harmless=0)).invoke("Why?")["trace"]
+    assert trace.cast is not None
+    for role in trace.cast.roles:
+        calls = [call for call in trace.calls if call.purpose == "act" and call.role == role.name]
+        for before, after in zip(calls, calls[1:], strict=False):
+            kept = [*before.messages, after.messages[len(before.messages)]]
+            assert after.messages[: len(kept)] == kept
+            assert kept[-1].content == before.completion
+    firsts: dict[int, Any] = {}
+    for call in trace.calls:
+        if call.purpose == "judge":
+            firsts.setdefault(call.round or 0, call)
+    for round in list(firsts)[1:]:
+        assert firsts[round].messages[: len(firsts[round - 1].messages)] == firsts[round - 1].messages
+
+
+def test_a_dialogue_that_outgrows_the_context_is_condensed_by_a_recorded_summary() -> None:
+    model = script(
+        judge=judge(observers=["Officer"]),
+        act=lambda role, round: {"action": f"{role} {round} " + "talks and talks " * 14},
+        recap="The robber talked.",
+    )
+    cast = CAST.model_copy(update={"plan": [f"step {number} " + "and on " * 30 for number in range(12)]})
+    config = SceneConfig(max_rounds=13, context_length=1400)
+    trace = Rehearsal(model, cast=cast, config=config).invoke({"question": "?", "draft": "!"})["trace"]
+    invariants.check_all(trace)
+    recaps = [call for call in trace.calls if call.purpose == "recap"]
+    assert {call.role for call in recaps} == {"Officer", None}
+    after = [c for c in trace.calls if c.purpose == "act" and c.role == "Officer" and c.round == recaps[-1].round]
+    assert trace.status == "finished"
+    assert any("The robber talked." in c.messages[1].content for c in trace.calls if c.purpose == "act")
+    assert all(c.role == "Officer" for c in after)
+
+
+@pytest.mark.parametrize("question", ["", "   \n\t", "\u3000"])
+def test_an_empty_question_is_a_recorded_failure(question: str) -> None:
+    result = Rehearsal(ScriptedModel()).invoke(question)
+    assert result["status"] == "failed" and result["trace"].calls == []
+    assert "empty" in (result["error"] or {})["message"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["a\x00b", "broken \ud83d surrogate", "كيف أرد \u202eعلى\u202c جاري؟ 🙂", "怎样和邻居和好？", "x" * 200_000],
+)
+def test_odd_questions_get_through(question: str) -> None:
+    trace = Rehearsal(ScriptedModel(seed=1)).invoke(question)["trace"]
+    assert trace.status in ("finished", "blocked")
+    assert trace.question == question.replace("\ud83d", "\ufffd")
+    assert json.loads(trace.to_json_line())["question"] == trace.question
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Ann", "ann", " Ann ", "Bob"], ["Ann", "ann 2", "Ann 3", "Bob"]),
+        (["", " ", "\n", ""], ["Person", "Person 2", "Person 3", "Person 4"]),
+        (["modulator", "Modulator", "x", "y"], ["modulator 2", "Modulator 3", "x", "y"]),
+        (["n" * 500, "n" * 500, "x", "y"], ["n" * 60, "n" * 58 + " 2", "x", "y"]),
+        (["Doctor or nurse", "Dr. No: 1|2", "x", "y"], ["Doctor or nurse", "Dr. No: 1|2", "x", "y"]),
+    ],
+)
+def test_names_from_the_model_are_made_distinct(names: list[str], expected: list[str]) -> None:
+    people = [{"name": name, "traits": "t", "goal": "g"} for name in names]
+    reply = {"ego": people[0], "others": people[1:], "objects": [{"name": "o", "state": "s"}] * 2, "plan": ["Step 1: go"]}
+    trace = Rehearsal(script(cast=reply, judge=judge())).invoke("Why?")["trace"]
+    assert trace.cast is not None
+    assert [role.name for role in trace.cast.roles] == expected
+    assert [thing.name for thing in trace.cast.objects] == ["o", "o 2"]
+    assert trace.cast.plan == ["go"]
+
+
+async def test_a_used_thread_starts_clean() -> None:
+    rehearsal = Rehearsal(ScriptedModel(seed=2), checkpointer=InMemorySaver())
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    first = (await rehearsal.ainvoke("Why?", config))["trace"]
+    second = (await rehearsal.ainvoke("Why?", config))["trace"]
+    assert _told(first) == _told(second) and first.id != second.id
+
+
+def test_context_of_a_run_takes_the_place_of_the_configuration() -> None:
+    app = create_scene(ScriptedModel(seed=2)).compile()
+    config = SceneConfig(roles=1, steps=1)
+    state = app.invoke({"question": "Why?"}, {"recursion_limit": recursion_limit(config)}, context=config)
+    trace = to_trace(state)
+    assert trace.cast is not None and len(trace.cast.roles) == 2 and trace.settings["roles"] == 1
+
+
+def test_events_are_streamed_as_they_happen() -> None:
+    events = list(Rehearsal(ScriptedModel(seed=4, plausible=1), config=SceneConfig(roles=2)).stream("Why?"))
+    kinds = [event["type"] for event in events]
+    assert kinds[:3] == ["question", "draft", "cast"] and kinds[-1] == "result"
+    trace = events[-1]["trace"]
+    assert kinds.count("event") == len(trace.events) and kinds.count("action") == len(trace.events)
+
+
+def test_words_hold_one_token_each() -> None:
+    import random
+
+    assert len(invariants.TOKEN.findall(words(random.Random(1)))) == 1
