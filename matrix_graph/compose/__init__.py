@@ -1,0 +1,1 @@
+"""Where a rehearsal meets other software."""

@@ -125,7 +125,9 @@ def _parse_cast(roles: int, steps: int) -> Any:
         things = reply.objects[:MOST_OBJECTS]
         return Cast(
             ego=names[0],
-            roles=[Role(name=n, traits=_line(p.traits), goal=_line(p.goal)) for n, p in zip(names, people, strict=True)],
+            roles=[
+                Role(name=n, traits=_line(p.traits), goal=_line(p.goal)) for n, p in zip(names, people, strict=True)
+            ],
             objects=[
                 SocialObject(name=name, state=_line(thing.state) or "as usual")
                 for name, thing in zip(distinct([t.name for t in things], "Object"), things, strict=True)

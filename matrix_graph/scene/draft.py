@@ -30,16 +30,16 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
             "prompts": digest(),
         },
         "round": 0,
-        "events": None,
+        "events": [None],
         "consequences": [],
         "answer": None,
         "revised": False,
         "status": None,
         "error": None,
         "ended_by": None,
-        "calls": None,
-        "failures": None,
-        "actions": None,
+        "calls": [None],
+        "failures": [None],
+        "actions": [None],
         "dialogues": None,
         "modulator": None,
         "inbox": {},
@@ -59,11 +59,11 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
         answer = await stage.ask(
             "draft", [{"role": "user", "content": question}], parse_text, stage.config.max_answer_tokens
         )
-        start["calls"] = answer.calls
+        start["calls"] = [None, *answer.calls]
         start["draft"] = answer.value
         if answer.problem is not None:
             return {**start, "draft": None, "status": "failed", "error": answer.problem}
-    stage.emit({"type": "draft", "draft": start["draft"], "given": not start["calls"]})
+    stage.emit({"type": "draft", "draft": start["draft"], "given": given is not None})
     return {**start, "answer": start["draft"], "played": {**(state.get("played") or {}), "draft": start["draft"]}}
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, cast as typed
+from typing import Any, Literal
+from typing import cast as typed
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableLambda

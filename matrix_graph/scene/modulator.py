@@ -108,9 +108,7 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
     )
 
 
-def _settle(
-    stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[_Judgement]]
-) -> Plain:
+def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[_Judgement]]) -> Plain:
     """Turn judgements into events one after the other, so that each change starts where the one before it ended."""
     objects = dict(state["objects"])
     inbox = _left_over(state)
@@ -192,9 +190,7 @@ def _question(position: int, action: Action) -> str:
     return fill("modulator", "judge_later" if position else "judge", action=f"{action['role']}: {action['action']}")
 
 
-def _remembered(
-    dialogue: Dialogue, header: str, asked: list[str], answers: list[Answer[_Judgement]]
-) -> Dialogue:
+def _remembered(dialogue: Dialogue, header: str, asked: list[str], answers: list[Answer[_Judgement]]) -> Dialogue:
     """The modulator's dialogue after the round: its judgements in settlement order, the header said once.
 
     The prompt of the first judgement, and its completion, stand unchanged at the head of what is remembered.
@@ -236,8 +232,9 @@ def _schema(others: list[str], objects: list[str]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     properties = {
-        "reason": sentence,
+
         "plausible": {"type": "boolean"},
+        "reason": sentence,
         "observers": _some({"type": "string", "enum": others}, len(others)),
         "changes": _some(change, len(objects)),
         "consequence": {"anyOf": [sentence, {"type": "null"}]},

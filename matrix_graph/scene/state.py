@@ -17,9 +17,10 @@ T = TypeVar("T")
 Plain = dict[str, Any]
 
 
-def extend(old: list[T], new: list[T] | None) -> list[T]:
-    """Reducer: append; None empties the list, so that a used thread begins a new scene clean."""
-    return [] if new is None else [*old, *new]
+def extend(old: list[T], new: list[T | None]) -> list[T]:
+    """Reducer: append. A None first means begin anew, so that a used thread starts its next scene clean."""
+    items = [item for item in new if item is not None]
+    return items if new[:1] == [None] else [*old, *items]
 
 
 def merge(old: dict[str, T], new: dict[str, T] | None) -> dict[str, T]:

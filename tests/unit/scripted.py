@@ -17,7 +17,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
 Override = Callable[[str, str, int, random.Random], Any]
@@ -50,11 +50,11 @@ class ScriptedModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def with_structured_output(
-        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[Any, Any]:
+    def with_structured_output(self, schema: Any, *, include_raw: bool = False, **kwargs: Any) -> Runnable[Any, Any]:
         assert include_raw
-        return self.bind(schema=schema) | RunnableLambda(lambda raw: {"raw": raw, "parsed": None, "parsing_error": None})
+        return self.bind(schema=schema) | RunnableLambda(
+            lambda raw: {"raw": raw, "parsed": None, "parsing_error": None}
+        )
 
     def _generate(
         self,
@@ -93,7 +93,9 @@ class ScriptedModel(BaseChatModel):
             reply = self._value(schema, rng, "") if schema else words(rng)
         text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
         if self.override is None and rng.random() < self.nonsense:
-            text = rng.choice(["", "  \n", "I would rather not.", text[: len(text) // 2], '{"wrong": "shape"}', "[1, 2]"])
+            text = rng.choice(
+                ["", "  \n", "I would rather not.", text[: len(text) // 2], '{"wrong": "shape"}', "[1, 2]"]
+            )
         message = AIMessage(
             content=text,
             response_metadata={"finish_reason": "stop"},

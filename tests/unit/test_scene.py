@@ -6,15 +6,16 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
-from tests.unit import invariants
-from tests.unit.scripted import ScriptedModel, words
 
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, SocialObject, Trace
 from matrix_graph.scene.graph import create_scene, recursion_limit
 from matrix_graph.scene.state import to_trace
+from tests.unit import invariants
+from tests.unit.scripted import ScriptedModel, words
 
 models = st.builds(
     ScriptedModel,
@@ -148,9 +149,13 @@ def test_two_changes_of_one_object_in_one_round_are_settled_in_order() -> None:
         return judge(changes=[{"object": "money", "after": f"{after} {round}"}], observers=others)
 
     model = script(judge=moved, act=lambda role, round: {"action": f"{role} grabs the money, round {round}"})
-    trace = Rehearsal(model, cast=CAST, config=SceneConfig(max_rounds=3)).invoke({"question": "?", "draft": "!"})["trace"]
+    trace = Rehearsal(model, cast=CAST, config=SceneConfig(max_rounds=3)).invoke({"question": "?", "draft": "!"})[
+        "trace"
+    ]
     invariants.check_all(trace)
-    second = [(event.role, event.changes[0].before, event.changes[0].after) for event in trace.events if event.round == 2]
+    second = [
+        (event.role, event.changes[0].before, event.changes[0].after) for event in trace.events if event.round == 2
+    ]
     assert second == [
         ("Robber", "in the bag 1", "in the bag 2"),
         ("Teller", "in the bag 2", "under the counter 2"),
@@ -175,7 +180,9 @@ def test_last_observations_are_reacted_to() -> None:
 
 def test_a_role_that_saw_two_things_at_once_is_told_both() -> None:
     model = script(
-        judge=lambda role, round: judge(observers=[n for n in ("Teller", "Officer") if n != role and role != "Officer"]),
+        judge=lambda role, round: judge(
+            observers=[n for n in ("Teller", "Officer") if n != role and role != "Officer"]
+        ),
         act=lambda role, round: {"action": f"{role} does {round}"},
     )
     trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
@@ -263,7 +270,12 @@ def test_odd_questions_get_through(question: str) -> None:
 )
 def test_names_from_the_model_are_made_distinct(names: list[str], expected: list[str]) -> None:
     people = [{"name": name, "traits": "t", "goal": "g"} for name in names]
-    reply = {"ego": people[0], "others": people[1:], "objects": [{"name": "o", "state": "s"}] * 2, "plan": ["Step 1: go"]}
+    reply = {
+        "ego": people[0],
+        "others": people[1:],
+        "objects": [{"name": "o", "state": "s"}] * 2,
+        "plan": ["Step 1: go"],
+    }
     trace = Rehearsal(script(cast=reply, judge=judge())).invoke("Why?")["trace"]
     assert trace.cast is not None
     assert [role.name for role in trace.cast.roles] == expected

@@ -1,0 +1,89 @@
+"""What can go wrong between client and server, sorted: what may heal, what the request itself is to blame for.
+
+What always holds: an HTTP 400 is never worth another try; every message says what came and what to do; a key that a
+server echoes is blotted out.
+"""
+
+import random
+import re
+
+import aiohttp
+from tenacity import RetryCallState
+
+from matrix_graph.errors import ContextLengthError, ModelRequestError
+
+_LONGEST_WAIT = 60.0
+"""Cap on a server's Retry-After, in seconds."""
+
+_TOO_LONG = re.compile(r"context.?length|max_model_len", re.IGNORECASE)
+"""How vLLM (renderers/params.py, serve/utils/api_utils.py) and OpenAI (`context_length_exceeded`) put it."""
+
+
+class TryAgainError(Exception):
+    """A failure that may heal; it stays inside the HTTP client.
+
+    Attributes:
+        wait: seconds that the server asked to wait; None: it did not ask.
+        lost: whether the server itself may be gone.
+    """
+
+    def __init__(self, what: str, *, wait: float | None = None, lost: bool = False) -> None:
+        """Args: what happened; the attributes."""
+        super().__init__(what)
+        self.wait = wait
+        self.lost = lost
+
+
+def of_connection(error: Exception, limits: aiohttp.ClientTimeout, key: str | None) -> TryAgainError:
+    """The failure behind an exception of aiohttp, or a time-out."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return TryAgainError(f"no connection within {limits.sock_connect:g} s (connect_timeout)", lost=True)
+    if isinstance(error, TimeoutError):
+        return TryAgainError(f"no whole answer within {limits.total:g} s (timeout)")
+    return TryAgainError(f"{type(error).__name__}: {without_key(str(error), key) or 'no details'}", lost=True)
+
+
+def of_status(where: str, status: int, said: str, wait: float | None, key: str | None) -> Exception:
+    """The error behind an HTTP status other than 200.
+
+    Args:
+        where: the address that answered.
+        status: HTTP status.
+        said: what the body says.
+        wait: seconds that a Retry-After header asks for.
+        key: the key to keep out of the message.
+    """
+    said = without_key(said, key)
+    if status in (408, 429) or status >= 500:
+        return TryAgainError(f"HTTP {status}: {said}", wait=wait, lost=status >= 500)
+    what = f"{where} answered HTTP {status}: {said}"
+    if status in (400, 413, 422) and _TOO_LONG.search(said):
+        advice = "Shorten the prompt, lower max_tokens, or serve the model with a longer --max-model-len."
+        return ContextLengthError(f"{what} {advice}", status=status)
+    if status in (401, 403):
+        advice = "Set api_key, or the environment variable VLLM_API_KEY, to the key the server was started with."
+    elif 200 <= status < 400:
+        advice = "Redirects and the like are not followed; set base_url to the final address."
+    elif status == 404:
+        advice = ""  # the caller adds what the server does serve
+    else:
+        advice = "The same request would fail again; change it."
+    return ModelRequestError(f"{what} {advice}".rstrip(), status=status)
+
+
+def cause(error: Exception) -> Exception | None:
+    """The error as a cause to show, unless its repr holds the request's headers, and so the key."""
+    return None if isinstance(error, aiohttp.ClientResponseError) else error
+
+
+def without_key(text: str, key: str | None) -> str:
+    """`text` with the key blotted out."""
+    return text.replace(key, "***") if key else text
+
+
+def pause(state: RetryCallState) -> float:
+    """Seconds before the next try: doubling from 0.25 to 8, spread at random; at least what the server asked for."""
+    backoff = min(0.25 * 2.0 ** (state.attempt_number - 1), 8.0) * random.uniform(0.5, 1.0)
+    failure = state.outcome.exception() if state.outcome else None
+    asked = failure.wait if isinstance(failure, TryAgainError) else None
+    return backoff if asked is None else min(asked, _LONGEST_WAIT) + backoff / 4

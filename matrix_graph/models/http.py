@@ -1,0 +1,278 @@
+"""HTTP to one model server: requests, one retry layer, and errors that say what to do.
+
+Why by hand on aiohttp: at 50 calls a scene the usual client costs more CPU than the graph does. What always holds: a
+bad request is sent once; whatever may heal (connection loss, time-out, garbage, HTTP 408, 429, 5xx) is tried again for
+`give_up_after` seconds; cancellation passes at once and gives the connection back; the key is in no message or repr.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import aiohttp
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_any,
+    stop_before_delay,
+)
+from yarl import URL
+
+from matrix_graph.errors import ConfigError, ModelError, ModelRequestError, ModelUnavailableError, ServerError
+from matrix_graph.models import failures
+from matrix_graph.models.failures import TryAgainError
+from matrix_graph.models.pool import session
+from matrix_graph.models.wire import JSON, decode, encode, lines, message_in, seconds
+
+T = TypeVar("T")
+
+
+class Waitable(Protocol):
+    """A supervised server: `VLLMServer` is one."""
+
+    async def wait_ready(self, timeout: float) -> object:  # noqa: ASYNC109 - the server's deadline, not a cancellation
+        """Return when requests are answered again; raise ServerError or TimeoutError if that is not to be expected."""
+
+
+class HTTPClient:
+    """Where the requests go, and how patiently."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 300.0,
+        connect_timeout: float = 10.0,
+        give_up_after: float = 30.0,
+        max_retries: int | None = None,
+        server: Waitable | None = None,
+    ) -> None:
+        """Prepare requests to one server; nothing is sent yet.
+
+        Args:
+            base_url: the API's root, usually ending in `/v1`.
+            key: bearer token; None sends none.
+            timeout: seconds for one try, from connecting to the last byte.
+            connect_timeout: seconds to connect.
+            give_up_after: seconds after a call's first failure in which further tries may start.
+            max_retries: how many further tries at most; None: as many as `give_up_after` has room for.
+            server: awaited before the next try when the server itself may be gone.
+
+        Raises:
+            ConfigError: `base_url` is no http(s) address.
+        """
+        if not re.match(r"https?://[^/]", base_url):
+            raise ConfigError(
+                f"base_url is {base_url!r}; it must be an http:// or https:// address such as http://127.0.0.1:8000/v1"
+            )
+        self._base = base_url.rstrip("/")
+        self._key = key
+        self._headers = {"Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._timeout = timeout
+        self._limits = aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout)
+        self._give_up_after = give_up_after
+        self._max_retries = max_retries
+        self._server = server
+        self._urls: dict[str, URL] = {}
+
+    def url(self, path: str) -> URL:
+        """The address of `path` under the API's root; with a leading slash, under the server's root (without `/v1`)."""
+        if path not in self._urls:
+            root = self._base.removesuffix("/v1") if path.startswith("/") else self._base
+            self._urls[path] = URL(f"{root}/{path.lstrip('/')}")
+        return self._urls[path]
+
+    # ---- requests -----------------------------------------------------------------------------------------------
+
+    async def get(self, path: str, read: Callable[[JSON], T]) -> T:
+        """GET `path` and read the JSON object it answers with; raises as `post` does."""
+        return await self._retried(path, lambda: self._exchange("GET", path, None, read))
+
+    async def post(self, path: str, payload: JSON, read: Callable[[JSON], T]) -> T:
+        """POST `payload` and return `read` of the JSON object that comes back.
+
+        Args:
+            path: see `url`.
+            payload: sent as `wire.encode` has it.
+            read: makes the result of the object; LookupError, TypeError, ValueError or AttributeError means garbage.
+
+        Raises:
+            ModelRequestError: HTTP 3xx or 4xx (but for 408 and 429); ContextLengthError where the prompt is too long.
+            ModelUnavailableError: the failures did not heal in `give_up_after` seconds.
+        """
+        body = encode(payload)
+        return await self._retried(path, lambda: self._exchange("POST", path, body, read))
+
+    async def stream(self, path: str, payload: JSON, read: Callable[[JSON], T | None]) -> AsyncGenerator[T, None]:
+        """POST `payload` and yield `read` of each server-sent event as it comes, but for None.
+
+        Tries again as `post` does until the first item is there; from then on a failure ends the stream.
+
+        Raises:
+            ModelRequestError: as in `post`.
+            ModelUnavailableError: as in `post`, or the stream broke off.
+        """
+        body = encode(payload)
+        count = 0
+        response, first, rest = await self._retried(path, lambda: self._open(path, body, read))
+        try:
+            if first is not None:
+                count = 1
+                yield first
+            async for item in rest:
+                count += 1
+                yield item
+        except TryAgainError as failure:
+            raise ModelUnavailableError(
+                f"{self._shown(path)}: the stream broke off after {count} pieces: {failure}. "
+                "What came is not the whole reply; send the request again."
+            ) from failure.__cause__
+        finally:
+            await rest.aclose()
+            response.close()  # does nothing where the body was read to its end and the connection is back in the pool
+
+    async def _exchange(self, method: str, path: str, body: bytes | None, read: Callable[[JSON], T]) -> T:
+        http = await session()
+        try:
+            async with http.request(
+                method, self.url(path), data=body, headers=self._headers, timeout=self._limits, allow_redirects=False
+            ) as response:
+                raw = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._broken(error) from failures.cause(error)
+        if response.status != 200:
+            raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
+        return _read(raw, read)
+
+    async def _open(
+        self, path: str, body: bytes, read: Callable[[JSON], T | None]
+    ) -> tuple[aiohttp.ClientResponse, T | None, AsyncGenerator[T, None]]:
+        """Send the request and wait for the first item."""
+        http = await session()
+        response: aiohttp.ClientResponse | None = None
+        opened = False
+        try:
+            response = await http.post(
+                self.url(path), data=body, headers=self._headers, timeout=self._limits, allow_redirects=False
+            )
+            if response.status != 200:
+                raw = await response.read()
+                raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
+            items = self._items(path, response, read)
+            first = await anext(items, None)
+            opened = True
+            return response, first, items
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._broken(error) from failures.cause(error)
+        finally:
+            if response is not None and not opened:
+                response.close()
+
+    async def _items(
+        self, path: str, response: aiohttp.ClientResponse, read: Callable[[JSON], T | None]
+    ) -> AsyncGenerator[T, None]:
+        def read_event(event: JSON) -> T | None:
+            if error := event.get("error"):  # vLLM's way to fail after it has answered HTTP 200
+                code = error.get("code") if isinstance(error, dict) else None
+                raise self._refused(path, code if isinstance(code, int) else 500, encode(event))
+            return read(event)
+
+        ended = False
+        try:
+            async for line in lines(response.content.iter_any()):
+                if ended or not line.startswith(b"data:"):
+                    continue  # after the end mark too: a body read to its end leaves a connection to use again
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    ended = True
+                elif (item := _read(data, read_event)) is not None:
+                    yield item
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._broken(error) from failures.cause(error)
+        if not ended:
+            raise TryAgainError("the stream ended without its end mark", lost=True)
+
+    # ---- failures -----------------------------------------------------------------------------------------------
+
+    async def _retried(self, path: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await attempt()
+        except ModelRequestError as refusal:
+            raise await self._explained(path, refusal) from None
+        except TryAgainError as failure:
+            first: TryAgainError | None = failure
+
+        async def again() -> T:
+            # Tenacity's first try is the one that has failed already: a call that succeeds pays nothing for retrying,
+            # and the clock of `give_up_after` starts at the failure, however long the request had run by then.
+            nonlocal first
+            if first is not None:
+                failure, first = first, None
+                raise failure
+            return await attempt()
+
+        stops = [stop_before_delay(self._give_up_after)]
+        retrying = AsyncRetrying(
+            sleep=asyncio.sleep,
+            retry=retry_if_exception_type(TryAgainError),
+            wait=failures.pause,
+            stop=stops[0] if self._max_retries is None else stop_any(*stops, stop_after_attempt(self._max_retries + 1)),
+            before_sleep=self._recover,
+            reraise=True,
+        )
+        try:
+            return await retrying(again)
+        except ModelRequestError as refusal:
+            raise await self._explained(path, refusal) from None
+        except TryAgainError as last:
+            tries, took = retrying.statistics["attempt_number"], retrying.statistics["delay_since_first_attempt"]
+            raise ModelUnavailableError(
+                f"{self._shown(path)} gave no usable answer in {tries} tries over {took:.1f} s; the last: {last}. "
+                "Is the server running, and is this its address? Longer outages: raise give_up_after "
+                f"(now {self._give_up_after:g} s)."
+            ) from last.__cause__
+
+    async def _recover(self, state: RetryCallState) -> None:
+        """Wait for a supervised server to be back."""
+        failure = state.outcome.exception() if state.outcome else None
+        if self._server is None or not isinstance(failure, TryAgainError) or not failure.lost:
+            return
+        left = self._give_up_after - (state.seconds_since_start or 0.0)
+        try:
+            await self._server.wait_ready(max(left, 0.0))
+        except (ServerError, TimeoutError) as error:
+            raise ModelUnavailableError(f"{failure}, and the server did not come back: {error}") from error
+
+    def _broken(self, error: Exception) -> TryAgainError:
+        return failures.of_connection(error, self._limits, self._key)
+
+    def _refused(self, path: str, status: int, body: bytes, retry_after: str | None = None) -> Exception:
+        return failures.of_status(self._shown(path), status, message_in(body), seconds(retry_after), self._key)
+
+    async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
+        """The refusal; for an HTTP 404 with the names that the server does serve."""
+        if refusal.status != 404 or path == "models":
+            return refusal
+        try:
+            names = await self._exchange("GET", "models", None, lambda got: [str(card["id"]) for card in got["data"]])
+        except (ModelError, TryAgainError):
+            advice = "It lists no models either: base_url should be the API's root, which usually ends in /v1."
+        else:
+            advice = f"It serves: {', '.join(names) or 'nothing'}. Ask for one of these, or load the adapter first."
+        return ModelRequestError(f"{refusal} {advice}", status=404)
+
+    def _shown(self, path: str) -> str:
+        return str(self.url(path).with_user(None))
+
+
+def _read(raw: bytes, read: Callable[[JSON], T]) -> T:
+    try:
+        return read(decode(raw))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # whatever reading a wrong shape raises
+        raise TryAgainError(f"HTTP 200 with garbage: {type(error).__name__}: {error}") from error

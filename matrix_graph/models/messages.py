@@ -1,0 +1,191 @@
+"""LangChain messages to OpenAI chat JSON and back, the shape that vLLM speaks.
+
+What always holds: text passes to the letter in both directions; usage is reported exactly as the server counted it; a
+tool call whose arguments are no JSON becomes an invalid tool call, not an exception.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    SystemMessage,
+    ToolCall,
+    convert_to_openai_messages,
+)
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
+from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+JSON = dict[str, Any]
+
+PROVIDER = "vllm"
+
+_NOT_SENT = {"reasoning", "thinking", "tool_call", "invalid_tool_call", "function_call", "server_tool_call"}
+"""Content blocks of an assistant message that are not text to send: reasoning stays out, tool calls have a field."""
+
+_PLAIN_ROLES = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant"}
+
+
+def encode_messages(messages: Sequence[BaseMessage]) -> list[JSON]:
+    """Messages as the `messages` list of a chat completion request.
+
+    Args:
+        messages: any LangChain messages; content is text, or a list of content blocks (text, images, audio, files).
+
+    Returns:
+        One dict each, `{"role", "content", ...}`. Plain text stays as it is, to the letter.
+
+    Raises:
+        ValueError: a message or content block that the OpenAI format has no place for.
+    """
+    return [_encode(message) for message in messages]
+
+
+def _encode(message: BaseMessage) -> JSON:
+    role = _PLAIN_ROLES.get(type(message))
+    content = message.content
+    # The usual case by hand: the general converter costs ten times as much.
+    if (
+        role is not None
+        and isinstance(content, str)
+        and not message.name
+        and not message.additional_kwargs
+        and not (isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls))
+    ):
+        return {"role": role, "content": content}
+    if isinstance(message, AIMessage):
+        if isinstance(content, list):
+            kept = [block for block in content if isinstance(block, str) or block.get("type") not in _NOT_SENT]
+            message = message.model_copy(update={"content": kept})
+        encoded = convert_to_openai_messages(message)
+        for call in message.invalid_tool_calls:
+            # Sent as it came, or the tool message that answers it would refer to nothing.
+            function = {"name": call["name"] or "", "arguments": call["args"] or ""}
+            encoded.setdefault("tool_calls", []).append({"type": "function", "id": call["id"], "function": function})
+        return encoded
+    return convert_to_openai_messages(message)
+
+
+def decode_reply(body: JSON) -> ChatResult:
+    """The body of a chat completion as LangChain's result.
+
+    Args:
+        body: the JSON object that `/v1/chat/completions` answers with.
+
+    Returns:
+        One generation for each choice. Usage stands at the first, so that sums over messages are right.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: the body has another shape.
+    """
+    choices = body["choices"]
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("no choices in the reply")
+    usage = _usage(body.get("usage"))
+    generations: list[ChatGeneration] = []
+    for choice in choices:
+        raw = choice["message"]
+        content = raw.get("content")
+        if content is not None and not isinstance(content, str):
+            raise TypeError(f"content is a {type(content).__name__}, not text")
+        calls, invalid = _tool_calls(raw.get("tool_calls") or ())
+        message = AIMessage(
+            content=content or "",
+            id=body.get("id"),
+            usage_metadata=None if generations else usage,
+            response_metadata=_metadata(body, choice),
+            tool_calls=calls,
+            invalid_tool_calls=invalid,
+        )
+        generations.append(ChatGeneration(message=message))
+    return ChatResult(generations=generations)
+
+
+def decode_event(event: JSON) -> ChatGenerationChunk | None:
+    """One server-sent event of a streamed chat completion as LangChain's chunk.
+
+    Returns:
+        The chunk; None if the event carries nothing (the first one names the role only). The one with the usage is the
+        last: `stream_options.include_usage` makes the server send it.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: the event has another shape.
+    """
+    choices = event["choices"]
+    if not choices:
+        usage = _usage(event.get("usage"))
+        if usage is None:
+            return None
+        return ChatGenerationChunk(
+            message=AIMessageChunk(content="", id=event.get("id"), usage_metadata=usage, chunk_position="last")
+        )
+    choice = choices[0]
+    delta = choice.get("delta") or {}
+    content = delta.get("content") or ""
+    calls = [_tool_call_chunk(call) for call in delta.get("tool_calls") or ()]
+    finished = choice.get("finish_reason")
+    if not content and not calls and not finished:
+        return None
+    return ChatGenerationChunk(
+        message=AIMessageChunk(
+            content=content,
+            id=event.get("id"),
+            tool_call_chunks=calls,
+            # Only once: LangChain joins the metadata of chunks, and would write the model's name several times over.
+            response_metadata=_metadata(event, choice) if finished else {},
+        )
+    )
+
+
+def _metadata(body: JSON, choice: JSON) -> JSON:
+    metadata = {
+        "finish_reason": choice.get("finish_reason"),
+        "model_name": body.get("model"),
+        "model_provider": PROVIDER,
+    }
+    if choice.get("logprobs"):
+        metadata["logprobs"] = choice["logprobs"]
+    return metadata
+
+
+def _usage(usage: JSON | None) -> UsageMetadata | None:
+    if not usage:
+        return None
+    read, written = usage["prompt_tokens"], usage.get("completion_tokens") or 0
+    found = UsageMetadata(
+        input_tokens=read, output_tokens=written, total_tokens=usage.get("total_tokens", read + written)
+    )
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    if cached is not None:
+        found["input_token_details"] = InputTokenDetails(cache_read=cached)
+    return found
+
+
+def _tool_calls(raw: Sequence[JSON]) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+    calls: list[ToolCall] = []
+    invalid: list[InvalidToolCall] = []
+    for call in raw:
+        try:
+            parsed = parse_tool_call(call, return_id=True)
+            if parsed is None or not isinstance(parsed["args"], dict):
+                raise OutputParserException("The arguments are no JSON object.")
+            calls.append(cast(ToolCall, parsed))
+        except OutputParserException as error:
+            invalid.append(make_invalid_tool_call(call, str(error)))
+    return calls, invalid
+
+
+def _tool_call_chunk(call: JSON) -> ToolCallChunk:
+    function = call.get("function") or {}
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return tool_call_chunk(name=function.get("name"), args=arguments, id=call.get("id"), index=call["index"])

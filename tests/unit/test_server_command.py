@@ -1,0 +1,269 @@
+"""What a server is started with, and what its log is read for: no process, no port but for looking."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from matrix_graph.errors import PrerequisiteError, ServerError
+from matrix_graph.models import engine, engine_log, launch
+from matrix_graph.models.endpoint import Endpoint
+from matrix_graph.models.launch import new_log_path, require_free_port, server_command, server_environment
+from matrix_graph.models.server import ServerConfig, VLLMServer
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def model_folder(folder: Path, **config: object) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+# --- command line and environment
+
+
+def test_cpu_command(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "small", max_position_embeddings=8192)
+    command = server_command(ServerConfig(), model=model, port=4321, device="cpu")
+    assert command[0] == sys.executable
+    assert option(command, "--model") == model
+    assert option(command, "--served-model-name") == "small"
+    assert option(command, "--host") == "127.0.0.1"
+    assert option(command, "--port") == "4321"
+    assert option(command, "--dtype") == "bfloat16"
+    assert option(command, "--max-model-len") == "4096"
+    assert option(command, "--max-lora-rank") == "16"
+    assert {"--enforce-eager", "--enable-prefix-caching", "--enable-lora"} <= set(command)
+    assert "--gpu-memory-utilization" not in command
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"max_position_embeddings": 2048}, "2048"),
+        ({"text_config": {"max_position_embeddings": 1024}}, "1024"),
+        ({}, "4096"),
+    ],
+)
+def test_cpu_context_is_the_models_if_that_is_less(tmp_path: Path, config: dict[str, object], tokens: str) -> None:
+    command = server_command(ServerConfig(), model=model_folder(tmp_path / "m", **config), port=1, device="cpu")
+    assert option(command, "--max-model-len") == tokens
+
+
+def test_gpu_command_leaves_the_model_its_own_settings() -> None:
+    command = server_command(ServerConfig(gpu_memory_utilization=0.5), model="org/name", port=1, device="cuda")
+    assert option(command, "--served-model-name") == "org/name"
+    assert option(command, "--dtype") == "auto"
+    assert option(command, "--gpu-memory-utilization") == "0.5"
+    assert "--max-model-len" not in command
+    assert "--enforce-eager" not in command
+
+
+def test_settings_and_extra_arguments_reach_the_command_line() -> None:
+    config = ServerConfig(
+        max_model_len=512, dtype="float32", enable_lora=False, extra_args=("--max-num-seqs", "4"), command=("a", "b")
+    )
+    command = server_command(config, model="org/name", port=1, device="cpu")
+    assert command[:4] == ["a", "b", "--model", "org/name"]
+    assert option(command, "--max-model-len") == "512"
+    assert option(command, "--dtype") == "float32"
+    assert command[-2:] == ["--max-num-seqs", "4"]
+    assert "--enable-lora" not in command
+
+
+def test_serve_command_is_used_where_the_module_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise SystemError('must not be imported')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    command = server_command(ServerConfig(), model="org/name", port=1, device="cuda")
+    assert command[:6] == [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", "org/name"]
+    (tmp_path / "vllm" / "entrypoints" / "openai").mkdir(parents=True)
+    (tmp_path / "vllm" / "entrypoints" / "openai" / "api_server.py").write_text("")
+    assert "vllm.entrypoints.openai.api_server" in server_command(ServerConfig(), model="m", port=1, device="cuda")
+
+
+def test_environment_holds_the_key_and_keeps_the_users() -> None:
+    environment = server_environment(
+        ServerConfig(kv_cache_gib=3),
+        local_model=True,
+        api_key="k",
+        device="cpu",
+        base={"HOME": "/h", "VLLM_API_KEY": "u"},
+    )
+    assert environment["HOME"] == "/h"
+    assert environment["VLLM_API_KEY"] == "k"
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
+    remote = server_environment(ServerConfig(), local_model=False, api_key="k", device="cuda", base={})
+    assert "HF_HUB_OFFLINE" not in remote
+    assert "VLLM_CPU_KVCACHE_SPACE" not in remote
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"extra_args": ("--api-key", "secret")},
+        {"extra_args": ("--api-key=secret",)},
+        {"port": 0},
+        {"port": 70000},
+        {"start_timeout": 0},
+        {"gpu_memory_utilization": 1.5},
+        {"max_lora_rank": 17},
+        {"unknown": 1},
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ServerConfig.model_validate(wrong)
+
+
+def test_every_setting_is_described() -> None:
+    for name, field in ServerConfig.model_fields.items():
+        assert field.description, name
+
+
+# --- ports, logs and addresses
+
+
+def test_taken_port() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServerError, match=f"Port {port}.*another `port`"):
+            require_free_port("127.0.0.1", port)
+    require_free_port("127.0.0.1", port)
+
+
+def test_foreign_host() -> None:
+    with pytest.raises(ServerError, match=r"192\.0\.2\.1"):
+        launch.free_port("192.0.2.1")
+
+
+def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"vllm-20200101-0000{number:02}-1-ab.log").touch()
+    (tmp_path / "mine.log").touch()
+    new_log_path(tmp_path).touch()
+    logs = sorted(path.name for path in tmp_path.glob("vllm-*"))
+    assert len(logs) == 20
+    assert logs[0] == "vllm-20200101-000011-1-ab.log"
+    assert (tmp_path / "mine.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80/v1"),
+        ("0.0.0.0", "http://127.0.0.1:80/v1"),
+        ("::1", "http://[::1]:80/v1"),
+        ("::", "http://[::1]:80/v1"),
+    ],
+)
+def test_base_url(host: str, url: str) -> None:
+    endpoint = Endpoint(host, 80, api_key="hush")
+    assert endpoint.base_url == url
+    assert "hush" not in repr(endpoint)
+
+
+# --- what the log says
+
+
+@pytest.mark.parametrize(
+    ("line", "phase", "telling"),
+    [
+        (
+            "(EngineCore pid=58) INFO 11-21 20:40:41 [core.py:133] Initializing a V1 LLM engine",
+            "starting the engine",
+            True,
+        ),
+        ("(Worker pid=5) INFO 11-21 20:40:49 [cpu.py:68] Starting to load model x...", "loading weights", True),
+        ("(Worker pid=5) INFO 11-21 20:40:50 [d.py:501] Loading weights took 0.82 seconds", "weights loaded", True),
+        ("(EngineCore pid=5) INFO 11-21 20:40:51 [k.py:2327] CPU KV cache size: 93,184 tokens", "warming up", True),
+        ("(APIServer pid=5) INFO 11-21 20:40:58 [launcher.py:195] Route: /metrics, Methods: GET", None, False),
+        ("(APIServer pid=5) WARNING 11-21 20:40:58 [x.py:1] Enforce eager set, disabling torch.compile", None, False),
+        ("(APIServer pid=5798) INFO 11-21 20:40:24 [api_utils.py:347]   █▄█▀ █     █  model x", None, False),
+        ("", None, False),
+    ],
+)
+def test_lines_of_the_log(line: str, phase: str | None, telling: bool) -> None:
+    assert engine_log.phase_of(line) == phase
+    assert engine_log.is_telling(line) is telling
+
+
+def test_plain_line() -> None:
+    line = "(Worker pid=5915) INFO 11-21 20:40:50 [default_loader.py:501] Loading weights took 0.82 seconds"
+    assert engine_log.plain(line) == "Loading weights took 0.82 seconds"
+    assert engine_log.plain("Downloading shards: 50%") == "Downloading shards: 50%"
+    assert len(engine_log.plain("x" * 1000)) == 120
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory", 1, "memory"),
+        ("ValueError: No available memory for the cache blocks.", 1, "memory"),
+        ("ValueError: Free memory on device cuda:0 (1/80 GiB) on startup is less than desired", 1, "memory"),
+        ("nothing special", -9, "lack of memory"),
+        ("OSError: [Errno 98] Address already in use", 1, "port was taken"),
+        ("RuntimeError: operator torchvision::nms does not exist", 1, "installation of vLLM is broken"),
+        ("OSError: You are trying to access a gated repo.", 1, "log in"),
+        ("huggingface_hub.errors.RepositoryNotFoundError: 404", 1, "could not be found"),
+        ("ValueError: User-specified max_model_len (9) is greater than the derived", 1, "Lower it"),
+        ("nothing special", 1, "Mend what its log says"),
+    ],
+)
+def test_explanations(line: str, code: int, said: str) -> None:
+    message = engine_log.explain("vLLM ended", code=code, lines=["first", line], log_path=Path("a.log"))
+    assert message.startswith("vLLM ended")
+    assert said in message
+    assert f"    {line}" in message
+    assert "a.log" in message
+
+
+def test_cause_is_found_above_the_last_words() -> None:
+    lines = [
+        "(EngineCore pid=1) ERROR 01-01 00:00:00 [core.py:9] ValueError: the real cause",
+        *["  File x"] * 50,
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    message = engine_log.explain("vLLM ended", code=1, lines=lines, log_path=Path("a.log"))
+    assert "Cause: ValueError: the real cause" in message
+    assert message.count("File x") < 20
+
+
+def test_nothing_logged() -> None:
+    assert "nothing was logged" in engine_log.explain("vLLM ended", code=1, lines=[], log_path=Path("a.log"))
+
+
+# --- prerequisites
+
+
+def test_start_without_vllm_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "engine_installed", lambda: False)
+    with pytest.raises(PrerequisiteError, match=r"install-engine|matrix-graph\[serve\]"):
+        VLLMServer("org/name").start()
+
+
+def test_start_with_a_folder_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "engine_installed", lambda: True)
+    with pytest.raises(ServerError, match="not a whole model"):
+        VLLMServer(tmp_path).start()
+
+
+def test_import_is_light() -> None:
+    script = (
+        "import sys, matrix_graph.models.server\n"
+        "heavy = {'torch', 'vllm', 'transformers', 'langgraph', 'langchain_core'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
