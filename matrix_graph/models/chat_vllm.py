@@ -16,11 +16,11 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 
 from matrix_graph.errors import ConfigError, ModelRequestError
-from matrix_graph.models.connection import VLLMConnection
+from matrix_graph.models.client.connection import VLLMConnection
+from matrix_graph.models.client.messages import decode_event, decode_reply, encode_messages
+from matrix_graph.models.client.structured import Method, Schema, structured, structured_options
+from matrix_graph.models.client.tools import ToolLike, tool_options
 from matrix_graph.models.loop import iterate_sync, run_sync
-from matrix_graph.models.messages import decode_event, decode_reply, encode_messages
-from matrix_graph.models.structured import Method, Schema, structured, structured_options
-from matrix_graph.models.tools import ToolLike, tool_options
 
 JSON = dict[str, Any]
 

@@ -20,8 +20,8 @@ from typing import Self
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models import engine
 from matrix_graph.models.bundled import cache_directory, check_model_folder, prepare_bundled_model
-from matrix_graph.models.endpoint import AdapterRefusedError, Endpoint, check_adapter_folder
-from matrix_graph.models.launch import (
+from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint, check_adapter_folder
+from matrix_graph.models.serving.launch import (
     ServerConfig,
     free_port,
     new_log_path,
@@ -30,8 +30,8 @@ from matrix_graph.models.launch import (
     server_command,
     server_environment,
 )
-from matrix_graph.models.process import SupervisedProcess
-from matrix_graph.models.watch import ServerWatch
+from matrix_graph.models.serving.process import SupervisedProcess
+from matrix_graph.models.serving.watch import ServerWatch
 
 __all__ = ["ServerConfig", "VLLMServer"]
 

@@ -232,9 +232,8 @@ def _schema(others: list[str], objects: list[str]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     properties = {
-
-        "plausible": {"type": "boolean"},
         "reason": sentence,
+        "plausible": {"type": "boolean"},
         "observers": _some({"type": "string", "enum": others}, len(others)),
         "changes": _some(change, len(objects)),
         "consequence": {"anyOf": [sentence, {"type": "null"}]},

@@ -15,7 +15,7 @@ from pydantic.v1 import BaseModel as BaseModelV1
 
 from matrix_graph.errors import ConfigError, ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
-from matrix_graph.models.structured import StructuredReplyError
+from matrix_graph.models.client.structured import StructuredReplyError
 from tests.integration.model_server import ModelServer
 from tests.integration.random_reply import Reply
 

@@ -307,7 +307,7 @@ def test_restarts_on_the_same_port_with_the_same_key(pids_file: Path) -> None:
 
 @pytest.mark.parametrize(("fault", "said"), [("/sicken", "engine is dead"), ("/hang", "has not answered")])
 def test_restarts_an_engine_that_is_dead_inside(fault: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matrix_graph.models.watch._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("matrix_graph.models.serving.watch._LOOK_SECONDS", 0.3)
     lines: list[str] = []
     with VLLMServer(MODEL, config=config(unhealthy_after=0.5), on_status=lines.append) as server:
         post(server, fault)

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ContextLengthError, ModelRequestError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client.structured import StructuredReplyError
 from matrix_graph.models.server import VLLMServer
-from matrix_graph.models.structured import StructuredReplyError
 
 
 class Person(BaseModel):

@@ -18,8 +18,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from matrix_graph.errors import ServerError
-from matrix_graph.models._supervisor import descendants
 from matrix_graph.models.server import VLLMServer
+from matrix_graph.models.serving._supervisor import descendants
 
 LONG_PROMPT = "The rehearsal of an answer shows what it does to the people around. " * 40
 

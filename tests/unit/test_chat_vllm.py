@@ -17,8 +17,8 @@ from langchain_core.load import dumpd, dumps, load
 from pydantic import ValidationError
 
 from matrix_graph.models.chat_vllm import ChatVLLM
-from matrix_graph.models.http import HTTPClient
-from matrix_graph.models.wire import decode, encode, lines, message_in, seconds
+from matrix_graph.models.client.http import HTTPClient
+from matrix_graph.models.client.wire import decode, encode, lines, message_in, seconds
 
 KEY = "a-very-secret-key"
 URL = "http://127.0.0.1:9/v1"

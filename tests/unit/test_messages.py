@@ -17,7 +17,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from matrix_graph.models.messages import decode_event, decode_reply, encode_messages
+from matrix_graph.models.client.messages import decode_event, decode_reply, encode_messages
 
 texts = st.text(st.characters(exclude_categories=()))  # surrogates and NUL too
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -210,7 +211,7 @@ def test_dialogues_are_append_only() -> None:
     assert trace.cast is not None
     for role in trace.cast.roles:
         calls = [call for call in trace.calls if call.purpose == "act" and call.role == role.name]
-        for before, after in zip(calls, calls[1:], strict=False):
+        for before, after in pairwise(calls):
             kept = [*before.messages, after.messages[len(before.messages)]]
             assert after.messages[: len(kept)] == kept
             assert kept[-1].content == before.completion

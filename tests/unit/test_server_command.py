@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from matrix_graph.errors import PrerequisiteError, ServerError
-from matrix_graph.models import engine, engine_log, launch
-from matrix_graph.models.endpoint import Endpoint
-from matrix_graph.models.launch import new_log_path, require_free_port, server_command, server_environment
+from matrix_graph.models import engine
 from matrix_graph.models.server import ServerConfig, VLLMServer
+from matrix_graph.models.serving import engine_log, launch
+from matrix_graph.models.serving.endpoint import Endpoint
+from matrix_graph.models.serving.launch import new_log_path, require_free_port, server_command, server_environment
 
 
 def option(command: list[str], name: str) -> str:

@@ -13,10 +13,10 @@ from langchain_core.messages import BaseMessage
 from langchain_core.utils import from_env, secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from matrix_graph.models.http import HTTPClient
+from matrix_graph.models.client.http import HTTPClient
+from matrix_graph.models.client.messages import PROVIDER, encode_messages
+from matrix_graph.models.client.served import Served
 from matrix_graph.models.loop import run_sync
-from matrix_graph.models.messages import PROVIDER, encode_messages
-from matrix_graph.models.served import Served
 
 JSON = dict[str, Any]
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from matrix_graph.errors import ServerError
-from matrix_graph.models import engine_log
-from matrix_graph.models.endpoint import Endpoint
-from matrix_graph.models.launch import ServerConfig
-from matrix_graph.models.process import SupervisedProcess
+from matrix_graph.models.serving import engine_log
+from matrix_graph.models.serving.endpoint import Endpoint
+from matrix_graph.models.serving.launch import ServerConfig
+from matrix_graph.models.serving.process import SupervisedProcess
 
 State = Literal["new", "starting", "ready", "restarting", "failed", "stopped"]
 

@@ -22,10 +22,10 @@ from tenacity import (
 from yarl import URL
 
 from matrix_graph.errors import ConfigError, ModelError, ModelRequestError, ModelUnavailableError, ServerError
-from matrix_graph.models import failures
-from matrix_graph.models.failures import TryAgainError
-from matrix_graph.models.pool import session
-from matrix_graph.models.wire import JSON, decode, encode, lines, message_in, seconds
+from matrix_graph.models.client import failures
+from matrix_graph.models.client.failures import TryAgainError
+from matrix_graph.models.client.pool import session
+from matrix_graph.models.client.wire import JSON, decode, encode, lines, message_in, seconds
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from matrix_graph.errors import ModelRequestError
-from matrix_graph.models.http import HTTPClient
+from matrix_graph.models.client.http import HTTPClient
 
 JSON = dict[str, Any]
 

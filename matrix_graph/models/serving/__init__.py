@@ -1,0 +1,1 @@
+"""The parts of `VLLMServer`: how the engine is started, watched, restarted and ended."""
