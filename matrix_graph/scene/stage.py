@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from langchain_core.language_models import BaseChatModel
 
 from matrix_graph.config import SceneConfig
+from matrix_graph.errors import ModelError
 from matrix_graph.models.ask import Answer, ChatMessage, Question, ask, parse_text
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.records import Purpose
@@ -72,7 +73,11 @@ class Stage:
         if self.config.context_length is not None:
             return self.config.context_length
         if isinstance(self.model, ChatVLLM):
-            return await self.model.acontext_length() or DEFAULT_CONTEXT_LENGTH
+            try:
+                return await self.model.acontext_length() or DEFAULT_CONTEXT_LENGTH
+            except ModelError:
+                # Whether the server can be had is for the next call to find out, which records it.
+                return DEFAULT_CONTEXT_LENGTH
         profile: Any = getattr(self.model, "profile", None) or {}
         return int(profile.get("max_input_tokens") or DEFAULT_CONTEXT_LENGTH)
 

@@ -92,7 +92,7 @@ def export(traces: Iterable[Trace], out: Path, *, scene: bool = False) -> int:
 
 
 def _dialogues(trace: Trace) -> Iterator[Row]:
-    """Every dialogue of roles and modulator once: calls that stand whole in a later prompt of the scene are left out."""
+    """Every dialogue of roles and modulator once: a call that stands whole in a later prompt is left out."""
     spoken = [call for call in trace.calls if call.purpose in ("act", "judge", "recap") and call.error is None]
     prompts = [_chat(call)[:-1] for call in spoken]
     for number, call in enumerate(spoken):

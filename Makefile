@@ -1,0 +1,64 @@
+# Two commands do everything: `make demo` and `make test`. Both install what they need on their first run, into .venv,
+# and start at once, offline too, from then on.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+QUESTION ?= How can I get my neighbour to stop playing loud music at night?
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check unit integration real format clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.engine ## Rehearse a question on the small bundled model; leaves runs/demo. QUESTION="..." asks another.
+	$(BIN)/matrix-graph rehearse "$$QUESTION" --config configs/demo.yaml --out runs/demo
+	$(BIN)/matrix-graph export runs/demo --format messages --include scene --out runs/demo/sft.jsonl
+
+test: check unit integration real ## Everything that CI runs: format, lint, types, unit, integration and real-model tests.
+	@echo "all tests passed"
+
+check: $(VENV)/.dev ## Format, lint and strict types; changes nothing.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev ## Unit tests: no sockets, under a minute.
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest tests/unit
+
+integration: $(VENV)/.dev ## Integration tests: real processes and real HTTP; with the unit tests at least 90% coverage.
+	$(BIN)/coverage run -m pytest tests/integration
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+real: $(VENV)/.dev $(VENV)/.engine ## Tests on a real vLLM server with the bundled model.
+	$(BIN)/python -m pytest tests/real
+
+format: $(VENV)/.dev ## Format the code and mend what lint can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the virtual environment and what the tests left.
+	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+export QUESTION
+
+$(VENV)/.base: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "The virtual environment cannot be made. On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.engine: $(VENV)/.base
+	$(BIN)/matrix-graph install-engine
+	@touch $@
