@@ -7,6 +7,7 @@ people gave is taken as it is or refused (`records.Cast`), never repaired.
 from __future__ import annotations
 
 import re
+from itertools import chain, repeat
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -29,7 +30,6 @@ _NUMBERING = re.compile(r"^\s*(?:step\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
 
 
 class _Person(BaseModel):
-    name: str = Field(default="", max_length=_NAME * _TOLERANCE * 2)
     traits: str = Field(default="", max_length=_WORDS * _TOLERANCE)
     goal: str = Field(default="", max_length=_WORDS * _TOLERANCE)
 
@@ -44,8 +44,9 @@ class _PlanReply(BaseModel):
 
 
 class _CastReply(_PlanReply):
-    ego: _Person
-    others: list[_Person] = Field(min_length=1)
+    # Names stand in a list of their own and come first: small models then give fewer of them twice.
+    people: list[str] = Field(min_length=2)
+    roles: list[_Person] = []
     objects: list[_Thing] = []
 
 
@@ -68,7 +69,7 @@ async def _generated(stage: Stage, state: SceneState) -> Plain:
     ask = {"role": "user", "content": fill("cast", "ask", question=state["question"], draft=state["draft"])}
     answer = await stage.ask(
         "cast",
-        [*opening("cast"), ask],
+        [*opening("cast", number=roles + 1), ask],
         _parse_cast(roles, steps),
         stage.config.max_cast_tokens,
         schema=_cast_schema(roles, steps),
@@ -120,13 +121,13 @@ def _parse_cast(roles: int, steps: int) -> Any:
 
     def to_cast(text: str) -> Cast:
         reply = parse(text)
-        people = [reply.ego, *reply.others[:roles]]
-        names = distinct([person.name for person in people], "Person")
+        names = distinct(reply.people[: roles + 1], "Person")
         things = reply.objects[:MOST_OBJECTS]
         return Cast(
             ego=names[0],
             roles=[
-                Role(name=n, traits=_line(p.traits), goal=_line(p.goal)) for n, p in zip(names, people, strict=True)
+                Role(name=name, traits=_line(person.traits), goal=_line(person.goal))
+                for name, person in zip(names, chain(reply.roles, repeat(_Person())), strict=False)
             ],
             objects=[
                 SocialObject(name=name, state=_line(thing.state) or "as usual")
@@ -171,13 +172,13 @@ def _line(text: str) -> str:
 
 
 def _cast_schema(roles: int, steps: int) -> dict[str, Any]:
-    person = {"type": "object", **_properties(name=_text(_NAME), traits=_text(_WORDS), goal=_text(_WORDS))}
+    person = {"type": "object", **_properties(traits=_text(_WORDS), goal=_text(_WORDS))}
     thing = {"type": "object", **_properties(name=_text(_NAME), state=_text(_STATE))}
     return {
         "type": "object",
         **_properties(
-            ego=person,
-            others={"type": "array", "items": person, "minItems": roles, "maxItems": roles},
+            people={"type": "array", "items": _text(_NAME), "minItems": roles + 1, "maxItems": roles + 1},
+            roles={"type": "array", "items": person, "minItems": roles + 1, "maxItems": roles + 1},
             objects={"type": "array", "items": thing, "minItems": 1, "maxItems": MOST_OBJECTS},
             plan=_plan_schema(steps),
         ),

@@ -62,7 +62,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         role=None,
         round=round,
     )
-    asked = [_question(position, action) for position, action in enumerate(actions)]
+    asked = [_question(position, action, _others(state, action["role"])) for position, action in enumerate(actions)]
     answers = await asyncio.gather(
         *(
             _judge(stage, state, chat.say(dialogue, f"{header}\n\n{question}")["messages"], action)
@@ -80,7 +80,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
 
 
 async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[_Judgement]:
-    others = [role["name"] for role in _cast(state)["roles"] if role["name"] != action["role"]]
+    others = _others(state, action["role"])
     objects = [thing["name"] for thing in _cast(state)["objects"]]
     parse = parse_json(_Judgement)
 
@@ -186,8 +186,17 @@ def _header(state: SceneState, actions: list[Action]) -> str:
     )
 
 
-def _question(position: int, action: Action) -> str:
-    return fill("modulator", "judge_later" if position else "judge", action=f"{action['role']}: {action['action']}")
+def _question(position: int, action: Action, others: list[str]) -> str:
+    return fill(
+        "modulator",
+        "judge_later" if position else "judge",
+        action=f"{action['role']}: {action['action']}",
+        others=", ".join(others) or "nobody else",
+    )
+
+
+def _others(state: SceneState, name: str) -> list[str]:
+    return [role["name"] for role in _cast(state)["roles"] if role["name"] != name]
 
 
 def _remembered(dialogue: Dialogue, header: str, asked: list[str], answers: list[Answer[_Judgement]]) -> Dialogue:

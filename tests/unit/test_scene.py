@@ -270,10 +270,10 @@ def test_odd_questions_get_through(question: str) -> None:
     ],
 )
 def test_names_from_the_model_are_made_distinct(names: list[str], expected: list[str]) -> None:
-    people = [{"name": name, "traits": "t", "goal": "g"} for name in names]
+    people = [{"traits": "t", "goal": "g"}] * len(names)
     reply = {
-        "ego": people[0],
-        "others": people[1:],
+        "people": names,
+        "roles": people,
         "objects": [{"name": "o", "state": "s"}] * 2,
         "plan": ["Step 1: go"],
     }
