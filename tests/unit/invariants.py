@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 
-from matrix_graph.records import Cast, Trace
+from matrix_graph.records import Call, Cast, Trace, Usage
 
-TOKEN = re.compile(r"tok[0-9a-f]{12}")
+TOKEN = re.compile(r"tok[0-9a-f]{9,12}")
+"""What the fake models mark each of their texts with: twelve hexadecimal digits, or the fake server's nine digits."""
 
 
 def check_all(trace: Trace) -> None:
-    for check in (rounds, knowledge, plausibility, objects, delivery, answer, failure):
+    for check in (rounds, knowledge, plausibility, objects, delivery, answer, failure, record, bounds):
         check(trace)
 
 
@@ -36,29 +38,29 @@ def rounds(trace: Trace) -> None:
 
 
 def knowledge(trace: Trace) -> None:
-    """Rule 3: a role's messages hold its profile, its own actions and what was routed to it, and nothing else."""
+    """Rule 3: a role's messages hold its profile, its own actions and what was routed to it before, nothing else."""
     if trace.cast is None:
         return
     for role in trace.cast.roles:
-        known = set(TOKEN.findall(f"{role.name} {role.traits} {role.goal}"))
+        profile = f"{role.name} {role.traits} {role.goal}"
         if role.name == trace.cast.ego:
-            known.update(TOKEN.findall(" ".join(trace.cast.plan)))
-        for event in trace.events:
-            if event.role == role.name:
-                known.update(TOKEN.findall(event.action))
-                if not event.plausible:
-                    known.update(TOKEN.findall(event.reason))
-            if role.name in event.observers:
-                known.update(TOKEN.findall(f"{event.role} {event.action}"))
+            profile += " ".join(trace.cast.plan)
+        said = ""
         for call in trace.calls:
-            own = call.role == role.name and call.purpose in ("act", "recap")
-            if not own:
+            if call.role != role.name or call.purpose not in ("act", "recap"):
                 continue
-            before = [c for c in trace.calls if c.role == role.name and c.purpose in ("act", "recap")]
-            said = set(TOKEN.findall(" ".join(c.completion for c in before)))
-            text = " ".join(message.content for message in call.messages)
-            leaked = set(TOKEN.findall(text)) - known - said
+            known = f"{profile} {said}"
+            for event in trace.events:
+                if event.round >= (call.round or 0):
+                    continue
+                if event.role == role.name:
+                    known += f" {event.action} {'' if event.plausible else event.reason}"
+                if role.name in event.observers:
+                    known += f" {event.role} {event.action}"
+            text = _text(call)
+            leaked = set(TOKEN.findall(text)) - set(TOKEN.findall(known))
             assert not leaked, f"{role.name} was told {leaked}"
+            said += f" {call.completion}"
             for event in trace.events:
                 if role.name in event.observers and event.round >= (call.round or 0):
                     assert event.action not in text, "seen before it happened"
@@ -71,33 +73,57 @@ def plausibility(trace: Trace) -> None:
     for event in trace.events:
         if not event.plausible:
             assert not event.observers and not event.changes and event.consequence is None
-    if trace.status == "blocked":
-        assert trace.cast is not None
-        rejected = [e for e in trace.events if e.role == trace.cast.ego and not e.plausible]
-        assert len(rejected) >= 2
-    if trace.cast is not None and trace.status == "finished" and trace.ended_by == "quiet":
-        accepted = [e for e in trace.events if e.role == trace.cast.ego and e.plausible]
-        assert len(accepted) >= len(trace.cast.plan), "play ended before the plan was done"
     for event in trace.events:
         if event.plausible:
             continue
         for call in trace.calls:
             if call.role != event.role and call.purpose == "act":
                 assert all(event.action not in m.content for m in call.messages), "a rejected action reached somebody"
+        later = [c for c in trace.calls if (c.purpose, c.role) == ("act", event.role) and (c.round or 0) > event.round]
+        assert not later or event.reason in _text(later[0]), f"{event.role} was not told why"
+    if trace.cast is None:
+        return
+    done, blocked = _plan(trace, trace.cast)
+    if trace.status != "failed":
+        assert (trace.status == "blocked") == blocked
+    if trace.ended_by == "quiet" and not blocked:
+        assert done == len(trace.cast.plan), "play ended before the plan was done"
+
+
+def _plan(trace: Trace, cast: Cast) -> tuple[int, bool]:
+    """How many steps of the plan were accepted, and whether it is blocked, as rule 4 has it."""
+    done = attempt = 0
+    for event in trace.events:
+        if event.role != cast.ego or done == len(cast.plan):
+            continue
+        if event.plausible:
+            done, attempt = done + 1, 0
+        elif attempt:
+            return done, True
+        else:
+            attempt = 1
+    return done, False
 
 
 def objects(trace: Trace) -> None:
-    """Rule 5: each change starts where the one before it ended."""
+    """Rule 5: each change starts where the one before it ended, and the modulator judges by how things then stand."""
     if trace.cast is None:
         return
     states = {thing.name: thing.state for thing in trace.cast.objects}
+    begins: dict[int | None, dict[str, str]] = {}
     for event in trace.events:
+        begins.setdefault(event.round, dict(states))
         for change in event.changes:
             assert event.plausible
             assert change.before == states[change.object], "a change from a state that was not there"
             assert change.after != change.before
             states[change.object] = change.after
     assert states == trace.object_states
+    for call in trace.calls:
+        if call.purpose == "judge" and call.round in begins:
+            lines = call.messages[-1].content.splitlines()
+            for name, state in begins[call.round].items():
+                assert f"- {name}: {state}" in lines, f"the modulator was not told that {name} is {state}"
 
 
 def delivery(trace: Trace) -> None:
@@ -111,7 +137,7 @@ def delivery(trace: Trace) -> None:
             if not told:
                 assert event.round == last and trace.ended_by != "quiet", f"{name} was never told of {event.action}"
                 continue
-            text = " ".join(message.content for message in told[-1].messages)
+            text = _text(told[-1])
             assert text.count(f"- {event.role}: {event.action}") == 1
 
 
@@ -123,9 +149,14 @@ def answer(trace: Trace) -> None:
         assert trace.answer != trace.draft
         assert trace.calls[-1].purpose == "revise" and trace.calls[-1].completion == trace.answer
     ego = trace.cast.ego if trace.cast else None
+    closing = [call for call in trace.calls if call.purpose in ("reflect", "revise")]
     if not trace.consequences and all(event.plausible or event.role != ego for event in trace.events):
         assert not trace.revised
-        assert not any(call.purpose in ("reflect", "revise") for call in trace.calls)
+        assert not closing
+    for call in closing:
+        if call.purpose == "reflect" and call.error is None:
+            wanted = json.loads(call.completion[call.completion.index("{") : call.completion.rindex("}") + 1])["revise"]
+            assert wanted == any(other.purpose == "revise" for other in closing)
 
 
 def failure(trace: Trace) -> None:
@@ -133,11 +164,48 @@ def failure(trace: Trace) -> None:
     assert (trace.status == "failed") == (trace.error is not None)
     if trace.status == "failed":
         assert not trace.revised
-    asked = Counter((c.purpose, c.role, c.round) for c in trace.calls)
-    assert max(asked.values(), default=0) <= 2
+    asked: dict[tuple[str, str | None, int | None], list[Call]] = {}
+    for call in trace.calls:
+        asked.setdefault((call.purpose, call.role, call.round), []).append(call)
+    for calls in asked.values():
+        assert len(calls) <= 2
+        assert all(call.error is not None for call in calls[:-1]), "asked again although the reply could be used"
+    recorded = [(item.purpose, item.role, item.round) for item in trace.failures]
+    assert len(set(recorded)) == len(recorded)
     for item in trace.failures:
-        failed = [c for c in trace.calls if (c.purpose, c.role, c.round) == (item.purpose, item.role, item.round)]
-        assert failed and all(call.error is not None for call in failed)
+        failed = asked[item.purpose, item.role, item.round]
+        assert all(call.error is not None for call in failed) and item.error == failed[-1].error
+        assert not any((event.role, event.round) == (item.role, item.round) for event in trace.events)
+    for key, calls in asked.items():
+        if calls[-1].error is None or key[0] == "recap":
+            continue
+        if key[0] in ("act", "judge"):
+            assert key in recorded, f"{key} failed, and nothing says so"
+        else:
+            assert trace.status == "failed" and trace.error == calls[-1].error
+
+
+def record(trace: Trace) -> None:
+    """Rule 10: usage adds up, and every prompt is a chat whose sides take turns and that ends with a question."""
+    assert trace.usage == sum((call.usage for call in trace.calls), Usage())
+    for call in trace.calls:
+        said = [message.role for message in call.messages if message.role != "system"]
+        assert said == ["user", "assistant"] * (len(said) // 2) + ["user"]
+        assert all(message.role != "system" for message in call.messages[1:])
+        assert call.completion or call.error is not None
+
+
+def bounds(trace: Trace) -> None:
+    """Rule 11: no more calls, tokens and rounds than the settings allow."""
+    limits = trace.settings
+    most = limits["max_rounds"] or limits["steps"] + 1
+    assert max((event.round for event in trace.events), default=0) <= most
+    assert len(trace.calls) <= limits["max_calls"]
+    assert trace.usage.output_tokens <= limits["max_output_tokens"]
+
+
+def _text(call: Call) -> str:
+    return "\n".join(message.content for message in call.messages)
 
 
 def _order(cast: Cast) -> list[str]:
