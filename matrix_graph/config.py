@@ -109,7 +109,10 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
             raise ConfigError(f"The config file {file} cannot be read: {error}") from error
         if content is not None and not isinstance(content, dict):
             raise ConfigError(f"The config file {file} holds a {type(content).__name__}; it must be a mapping.")
-        if isinstance(content, dict) and "api_key" in content:
+        wrong = [key for key in content or {} if not isinstance(key, str)]
+        if wrong:
+            raise ConfigError(f"The config file {file} has the key {wrong[0]!r}; settings have names.")
+        if any(key.casefold() == "api_key" for key in content or {}):
             raise ConfigError(f"{file} holds an api_key; keys are taken from {ENV_PREFIX}API_KEY alone.")
 
     class FromFile(Settings):
@@ -130,7 +133,8 @@ def explain(error: ValidationError | SettingsError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])
-        value = "" if item["type"] in ("extra_forbidden", "missing") else f" (got {item['input']!r})"
+        hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name
+        value = "" if hidden else f" (got {item['input']!r})"
         message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"  {name}: {message}{value}")
     return "\n".join(lines)

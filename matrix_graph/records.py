@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from matrix_graph.errors import CastError
 
@@ -25,11 +25,34 @@ Status = Literal["finished", "blocked", "failed"]
 EndedBy = Literal["quiet", "max_rounds", "max_calls", "max_output_tokens", "max_seconds"]
 
 
-class _Record(BaseModel):
+_SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates replaced by U+FFFD, since no UTF-8 file, socket or database takes them."""
+    return text if text.isascii() else text.translate(_SURROGATES)
+
+
+class _Given(BaseModel):
+    """What people write too: a misspelt key is refused, and text that no file could hold is mended."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return clean(value)
+        return [clean(item) if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
 
-class Role(_Record):
+
+class _Record(BaseModel):
+    """What programs write: keys may be added by a later release."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Role(_Given):
     """A person in the scene."""
 
     name: str = Field(description="How others see and address this person; distinct in the cast, case ignored.")
@@ -37,14 +60,14 @@ class Role(_Record):
     goal: str = Field(default="", description="What this person wants in the scene.")
 
 
-class SocialObject(_Record):
+class SocialObject(_Given):
     """A thing whose state matters to people in the scene, such as money in a vault."""
 
     name: str = Field(description="Distinct in the cast, case ignored.")
     state: str = Field(description="Its state when the scene begins.")
 
 
-class Cast(_Record):
+class Cast(_Given):
     """Who and what stands on the stage, and what the ego sets out to do.
 
     Raises:

@@ -14,6 +14,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from matrix_graph.errors import ContextLengthError, ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
-from matrix_graph.records import Purpose
+from matrix_graph.records import Purpose, clean
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -33,10 +34,11 @@ M = TypeVar("M", bound=BaseModel)
 ChatMessage = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": text}`, plain data so that checkpoints stay plain."""
 
+_MOST_OBJECTS = 100
+"""Braces that are tried as the beginning of a JSON object; prose has few, and each costs a parse."""
+
 TRIES = 2
 """A reply that cannot be used is asked for once more, then the failure is recorded."""
-
-_SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,9 @@ def parse_json(reply: type[M]) -> Callable[[str], M]:
         try:
             return reply.model_validate_json(text[start : end + 1])
         except ValidationError as error:
+            for candidate in _objects_in(text):
+                with suppress(ValidationError):
+                    return reply.model_validate(candidate)
             wrong = "; ".join(
                 f"{'.'.join(str(part) for part in item['loc']) or 'JSON'}: {item['msg']}"
                 for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
@@ -171,6 +176,23 @@ def parse_json(reply: type[M]) -> Callable[[str], M]:
             raise ReplyError(f"The reply does not fit: {wrong}.") from None
 
     return parse
+
+
+def _objects_in(text: str) -> list[Any]:
+    """The JSON objects that stand in a text, the last one first: what a model thinks aloud comes before its reply."""
+    decoder = json.JSONDecoder()
+    found: list[Any] = []
+    at = text.find("{")
+    for _ in range(_MOST_OBJECTS):
+        if at < 0:
+            break
+        try:
+            value, at = decoder.raw_decode(text, at)
+            found.append(value)
+        except (ValueError, RecursionError):
+            at += 1
+        at = text.find("{", at)
+    return found[::-1]
 
 
 def parse_text(text: str) -> str:
@@ -187,11 +209,6 @@ def parse_text(text: str) -> str:
 def describe(error: BaseException) -> dict[str, str]:
     """An exception as plain data: its type's name and its message."""
     return {"type": type(error).__name__, "message": clean(str(error)) or type(error).__name__}
-
-
-def clean(text: str) -> str:
-    """The text with lone surrogates replaced by U+FFFD, since no UTF-8 file, socket or database takes them."""
-    return text if text.isascii() else text.translate(_SURROGATES)
 
 
 def completion_text(message: AIMessage) -> str:

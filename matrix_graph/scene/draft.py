@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import matrix_graph
 from matrix_graph.errors import SceneError
-from matrix_graph.models.ask import clean, describe, parse_text
+from matrix_graph.models.ask import describe, parse_text
+from matrix_graph.records import clean
 from matrix_graph.scene.prompts import digest
 from matrix_graph.scene.stage import Stage
 from matrix_graph.scene.state import Plain, SceneState, plain

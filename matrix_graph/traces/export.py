@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,11 @@ def export(traces: Iterable[Trace], out: Path, *, scene: bool = False) -> int:
                 count += 1
         if count:
             part.replace(out)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         raise ExportError(f"{out} cannot be written: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     if not count:
         raise ExportError("There is nothing to export: no scene came to an end, all failed or there are none.")
     return count

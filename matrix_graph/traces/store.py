@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from matrix_graph.errors import TraceError
+from matrix_graph.errors import MatrixGraphError, TraceError
 from matrix_graph.records import SCHEMA_VERSION, Trace
 
 FILE_NAME = "traces.jsonl"
@@ -31,12 +32,14 @@ def append_trace(directory: Path, trace: Trace) -> Path:
         TraceError: the file cannot be written.
     """
     path = directory / FILE_NAME
-    line = f"{trace.to_json_line()}\n".encode()
+    try:
+        line = f"{trace.to_json_line()}\n".encode()
+    except ValueError as error:
+        raise TraceError(f"The trace {trace.id} cannot be written as JSON: {error}") from error
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
-            end = _whole_lines_end(path)
-            file.truncate(end)
+            end = _mended_end(path, file)
             try:
                 written = file.write(line)
                 if written != len(line):
@@ -74,8 +77,8 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
                     continue
                 try:
                     yield _parse(line)
-                except (ValueError, TraceError) as error:
-                    if not line.endswith(b"\n") and not isinstance(error, TraceError):
+                except (ValueError, RecursionError, MatrixGraphError) as error:
+                    if not line.endswith(b"\n") and not _is_json(line):
                         return
                     raise TraceError(f"{file_path}, line {number}: {_short(error)}") from error
     except OSError as error:
@@ -87,23 +90,39 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
 
 def _parse(line: bytes) -> Trace:
     try:
-        return Trace.model_validate_json(line)
-    except ValidationError as error:
+        trace = Trace.model_validate_json(line)
+    except ValidationError:
         # A newer schema is the likelier reason for a misfit than a broken file, and asks for another remedy.
-        version = _version(line)
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise TraceError(
-                f"its schema version is {version}; this release reads up to {SCHEMA_VERSION}. Update matrix-graph."
-            ) from error
+        _refuse_newer(_version(line))
         raise
+    _refuse_newer(trace.schema_version)
+    return trace
+
+
+def _refuse_newer(version: object) -> None:
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise TraceError(
+            f"its schema version is {version}; this release reads up to {SCHEMA_VERSION}. Update matrix-graph."
+        )
 
 
 def _version(line: bytes) -> object:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content.get("schema_version") if isinstance(content, dict) else None
+
+
+def _is_json(line: bytes) -> bool:
+    """Whether the line is whole: a torn one never is, since a trace's last character closes it."""
+    try:
+        json.loads(line)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def _short(error: Exception) -> str:
@@ -111,6 +130,19 @@ def _short(error: Exception) -> str:
         item = error.errors(include_url=False, include_input=False)[0]
         return f"not a trace ({'.'.join(str(part) for part in item['loc']) or 'line'}: {item['msg']})"
     return str(error)
+
+
+def _mended_end(path: Path, file: BinaryIO) -> int:
+    """Where the next line begins, in bytes, after a torn last line was cut off or a whole one got its newline."""
+    end = _whole_lines_end(path)
+    with path.open("rb") as old:
+        old.seek(end)
+        tail = old.read()
+    if tail.strip() and _is_json(tail):
+        file.write(b"\n")
+        return end + len(tail) + 1
+    file.truncate(end)
+    return end
 
 
 def _whole_lines_end(path: Path) -> int:

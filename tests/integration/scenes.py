@@ -52,13 +52,13 @@ def full_cast(body: JSON) -> str | None:
         return busy(body)
     schema = body["structured_outputs"]["json"]["properties"]
     plan = [f"takes step {n}" for n in range(schema["plan"]["maxItems"])]
-    if "others" not in schema:  # the cast was given, and only its plan is asked for
+    if "people" not in schema:  # the cast was given, and only its plan is asked for
         return json.dumps({"plan": plan})
-    people = [{"name": f"person {n}", "traits": "calm", "goal": "peace"} for n in range(schema["others"]["maxItems"])]
+    others = [f"person {n}" for n in range(schema["people"]["maxItems"] - 1)]
     return json.dumps(
         {
-            "ego": {"name": "asker", "traits": "curious", "goal": "an answer"},
-            "others": people,
+            "people": ["asker", *others],
+            "roles": [{"traits": "calm", "goal": "peace"}] * (len(others) + 1),
             "objects": [{"name": "door", "state": "closed"}],
             "plan": plan,
         }

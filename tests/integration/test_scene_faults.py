@@ -20,6 +20,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import Field, SecretStr
 
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, Trace
@@ -166,10 +167,10 @@ def test_a_question_that_gives_orders_reaches_no_role_and_no_judgement(server: M
 # ---- casts ----------------------------------------------------------------------------------------------------------
 
 
-def cast_reply(names: list[str], **more: Any) -> str:
-    people = [{"name": name, "traits": "t", "goal": "g"} for name in names]
+def cast_reply(names: list[str]) -> str:
+    roles = [{"traits": "t", "goal": "g"}] * len(names)
     objects = [{"name": "door", "state": "closed"}]
-    return json.dumps({"ego": people[0], "others": people[1:], "objects": objects, "plan": ["goes", "comes"], **more})
+    return json.dumps({"people": names, "roles": roles, "objects": objects, "plan": ["goes", "comes"]})
 
 
 @pytest.mark.parametrize(
@@ -236,13 +237,13 @@ UNUSABLE = {
     "cut off": Reply('{"reason": "so it', finish_reason="length"),
     "wrong shape": '{"wrong": ["shape"]}',
     "no object": '["action", "plausible", 7, null, true]',
-    "wrong types": '{"action": 7, "plausible": "so", "reason": [], "ego": [], "others": {}, "plan": "x", "lesson": {}}',
+    "wrong types": '{"action": 7, "plausible": "so", "reason": [], "people": "a b", "plan": "x", "lesson": {}}',
     "too long": "x" * 100_000,
     "too long JSON": json.dumps({"action": "x" * 100_000, "reason": "x" * 100_000, "plausible": True,
-                                 "lesson": "x" * 100_000, "revise": True, "ego": {"name": "x" * 100_000},
-                                 "others": [{}], "plan": ["x"]}),
+                                 "lesson": "x" * 100_000, "revise": True, "people": ["a", "b"],
+                                 "roles": [{"traits": "x" * 100_000}], "plan": ["x"]}),
     "lone surrogate": '{"action": "\\ud83d", "reason": "\\ud83d", "plausible": true, "lesson": "\\ud83d", '
-                      '"revise": true, "ego": {"name": "\\ud83d"}, "others": [{"name": "b"}], "plan": ["\\ud83d"]}',
+                      '"revise": true, "people": ["\\ud83d", "b"], "plan": ["\\ud83d"]}',
     "deep": '{"a":' * 5000 + "1" + "}" * 5000,
 }  # fmt: skip
 FREE_TEXT = ("draft", "revise")
@@ -455,6 +456,33 @@ def test_a_server_that_never_lists_its_models_does_not_outlast_max_seconds(tmp_p
         trace = Rehearsal(client(server, model="fake-model"), config=config).invoke("Why?")["trace"]
         assert time.monotonic() - started < 2.5
         check(trace, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"model": 7}, {"model": {"name": "fake"}}, {"model": None}, {"finish_reason": 7}, {"usage": None}]
+)
+def test_odd_things_around_a_reply_lose_no_scene(server: ModelServer, tmp_path: Path, odd: JSON) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "So."}, "finish_reason": "stop"}
+    choice |= {name: value for name, value in odd.items() if name == "finish_reason"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    body = {"id": "1", "model": "fake-model", "usage": usage, **odd, "choices": [choice]}
+    server.reply = only("draft", Fault(status=200, body=body))
+    trace = Rehearsal(client(server, give_up_after=0.2), config=SHORT).invoke("Why?")["trace"]
+    check(trace, tmp_path)
+    assert trace.status == "failed" or trace.draft == "So."
+
+
+def test_a_given_draft_is_the_draft_even_if_the_last_scene_had_the_same(server: ModelServer, tmp_path: Path) -> None:
+    rehearsal = Rehearsal(client(server), config=SHORT, checkpointer=InMemorySaver())
+    for question in ("How?", "Why?"):
+        server.reset()
+        given = {"question": question, "draft": "I cannot help with that."}
+        trace = rehearsal.invoke(given, {"configurable": {"thread_id": "chat"}})["trace"]
+        check(trace, tmp_path)
+        assert trace.question == question and trace.draft == "I cannot help with that."
+        assert "draft" not in {purpose(body) for body in server.bodies}
+    trace = rehearsal.invoke("When?", {"configurable": {"thread_id": "chat"}})["trace"]
+    assert trace.question == "When?" and trace.draft != "I cannot help with that.", "the last draft is not this one's"
 
 
 # ---- other chat models ----------------------------------------------------------------------------------------------

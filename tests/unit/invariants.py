@@ -44,7 +44,7 @@ def knowledge(trace: Trace) -> None:
     for role in trace.cast.roles:
         profile = f"{role.name} {role.traits} {role.goal}"
         if role.name == trace.cast.ego:
-            profile += " ".join(trace.cast.plan)
+            profile = " ".join([profile, *trace.cast.plan])
         said = ""
         for call in trace.calls:
             if call.role != role.name or call.purpose not in ("act", "recap"):
@@ -61,11 +61,23 @@ def knowledge(trace: Trace) -> None:
             leaked = set(TOKEN.findall(text)) - set(TOKEN.findall(known))
             assert not leaked, f"{role.name} was told {leaked}"
             said += f" {call.completion}"
-            for event in trace.events:
-                if role.name in event.observers and event.round >= (call.round or 0):
-                    assert event.action not in text, "seen before it happened"
+            _routed(trace, call)
     for event in trace.events:
         assert event.role not in event.observers, "somebody observed themselves"
+
+
+def _routed(trace: Trace, call: Call) -> None:
+    """A role has been told of each action as often as it observed it, all in earlier rounds; a summary tells less."""
+    routed: Counter[str] = Counter()
+    for event in trace.events:
+        seen = call.role in event.observers and event.round < (call.round or 0)
+        routed[f"- {event.role}: {event.action}"] += seen
+    condensed = any(c.purpose == "recap" and c.role == call.role for c in trace.calls)
+    for line, times in routed.items():
+        told = len(re.findall(rf"^{re.escape(line)}$", _text(call), re.MULTILINE))
+        late = call.purpose == "recap"  # what is new is said after the summary
+        assert told <= times, f"{call.role} was told of what it did not see, or not yet: {line}"
+        assert condensed or late or told == times, f"{call.role} was told {told} times of {line}, seen {times} times"
 
 
 def plausibility(trace: Trace) -> None:
@@ -76,9 +88,6 @@ def plausibility(trace: Trace) -> None:
     for event in trace.events:
         if event.plausible:
             continue
-        for call in trace.calls:
-            if call.role != event.role and call.purpose == "act":
-                assert all(event.action not in m.content for m in call.messages), "a rejected action reached somebody"
         later = [c for c in trace.calls if (c.purpose, c.role) == ("act", event.role) and (c.round or 0) > event.round]
         assert not later or event.reason in _text(later[0]), f"{event.role} was not told why"
     if trace.cast is None:
@@ -137,8 +146,8 @@ def delivery(trace: Trace) -> None:
             if not told:
                 assert event.round == last and trace.ended_by != "quiet", f"{name} was never told of {event.action}"
                 continue
-            text = _text(told[-1])
-            assert text.count(f"- {event.role}: {event.action}") == 1
+            line = f"- {event.role}: {event.action}"
+            assert re.search(rf"^{re.escape(line)}$", told[-1].messages[-1].content, re.MULTILINE)
 
 
 def answer(trace: Trace) -> None:
