@@ -22,7 +22,7 @@ from langgraph.graph import END, START, StateGraph
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, Trace
 from matrix_graph.scene.prompts import opening
 from tests.integration.model_server import Fault, ModelServer
-from tests.integration.random_reply import JSON
+from tests.integration.random_reply import JSON, Reply
 from tests.integration.scenes import busy, client, depth, full_cast, purpose, received, sent, told
 from tests.unit import invariants
 
@@ -228,6 +228,25 @@ def test_no_scene_generates_more_than_max_output_tokens(server: ModelServer, mos
     trace = Rehearsal(client(server), config=SceneConfig(max_output_tokens=most)).invoke("Why?")["trace"]
     assert trace.status == "failed" or trace.ended_by == "max_output_tokens"
     assert trace.usage.output_tokens <= most
+
+
+@pytest.mark.parametrize("context", [5000, 6000, 8000])
+def test_dialogues_fit_the_context_even_if_each_byte_is_a_token(server: ModelServer, context: int) -> None:
+    """As for Chinese or Arabic with the tokenizer of a small model."""
+
+    def counted(body: JSON) -> Reply:
+        text = full_cast(body) or json.dumps({"action": "问他为什么把门关上了，" * 5}, ensure_ascii=False)
+        read = sum(len(message["content"].encode()) for message in body["messages"])
+        return Reply(text, usage={"prompt_tokens": read, "completion_tokens": len(text.encode())})
+
+    server.reply = counted
+    config = SceneConfig(roles=3, steps=6, context_length=context)
+    trace = Rehearsal(client(server), config=config).invoke({"question": "Why?", "draft": "So."})["trace"]
+    invariants.check_all(trace)
+    assert any(call.purpose == "recap" for call in trace.calls)
+    played = [call for call in trace.calls if call.purpose in ("act", "judge", "recap")]
+    over = [(c.purpose, c.role, c.round) for c in played if c.usage.input_tokens + c.sampling["max_tokens"] > context]
+    assert not over, f"{len(over)} of {len(played)} calls had no room for their reply"
 
 
 # ---- in other chains and graphs -------------------------------------------------------------------------------------
