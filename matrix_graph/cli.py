@@ -6,13 +6,17 @@ Every command says what it is doing, leaves with code 0 only if all is well, and
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,7 +25,15 @@ import typer
 from rich.console import Console
 
 import matrix_graph
-from matrix_graph.errors import ConfigError, MatrixGraphError
+from matrix_graph.errors import (
+    CastError,
+    ConfigError,
+    MatrixGraphError,
+    ModelRequestError,
+    ModelUnavailableError,
+    ServerError,
+    TraceError,
+)
 from matrix_graph.traces.export import ExportFormat, Include
 
 if TYPE_CHECKING:
@@ -30,7 +42,10 @@ if TYPE_CHECKING:
     from matrix_graph.live import View
     from matrix_graph.models.chat_vllm import ChatVLLM
     from matrix_graph.models.server import VLLMServer
-    from matrix_graph.records import Cast
+    from matrix_graph.records import Cast, Trace
+
+_REACH_SECONDS = 6.0
+"""How long a server that has not answered yet is tried."""
 
 app = typer.Typer(
     name="matrix-graph",
@@ -97,12 +112,16 @@ def rehearse(
     """
     scene = {"roles": roles, "steps": steps, "temperature": temperature}
     settings = _settings(config, model, base_url, {name: value for name, value in scene.items() if value is not None})
-    text = sys.stdin.read() if question == "-" else question
+    text = _standard_input() if question == "-" else question
     if not text.strip():
         raise ConfigError('The question is empty. Give one: matrix-graph rehearse "How do I ...?"')
-    result = asyncio.run(_rehearse(settings, text, draft, _cast(cast), out, Console(stderr=as_json)))
+    if draft is not None and not draft.strip():
+        raise ConfigError("The draft is empty. Leave --draft out to have the model write one.")
+    people = _cast(cast)
+    _require_folder(out)
+    result = asyncio.run(_rehearse(settings, text, draft, people, out, Console(stderr=as_json)))
     if as_json:
-        typer.echo(result["trace"].to_json_line())
+        typer.echo(result["trace"].to_json_line().encode())
     if result["status"] == "failed":
         raise typer.Exit(1)
 
@@ -110,25 +129,33 @@ def rehearse(
 async def _rehearse(
     settings: Settings, question: str, draft: str | None, cast: Cast | None, out: Path, console: Console
 ) -> RehearsalResult:
-    from matrix_graph.compose.rehearsal import Rehearsal
     from matrix_graph.live import view_for
-    from matrix_graph.traces.diagram import to_markdown, to_mermaid
-    from matrix_graph.traces.store import append_trace
 
     with view_for(console) as view:
+        from matrix_graph.compose.rehearsal import Rehearsal  # takes a second, in which people see that it starts
+
         async with _model(settings, view) as model:
             rehearsal = Rehearsal(model, cast=cast, config=settings.scene)
             async for event in rehearsal.astream({"question": question, "draft": draft}):
                 view.show(event)
         result: RehearsalResult = event  # type: ignore[assignment]  # the last event is the result
-    trace = result["trace"]
-    path = append_trace(out, trace)
-    kept = [path]
+    kept = ", ".join(str(file) for file in _keep(out, result["trace"]))
+    console.print(f"kept: {kept}", style="dim", markup=False, highlight=False, emoji=False, soft_wrap=True)
+    return result
+
+
+def _keep(out: Path, trace: Trace) -> list[Path]:
+    from matrix_graph.traces.diagram import to_markdown, to_mermaid
+    from matrix_graph.traces.store import append_trace
+
+    kept = [append_trace(out, trace)]
     for ending, content in ((".mmd", to_mermaid(trace)), (".md", to_markdown(trace))):
         kept.append(out / f"{trace.id[:12]}{ending}")
-        kept[-1].write_text(content, encoding="utf-8")
-    console.print(f"kept: {', '.join(str(file) for file in kept)}", style="dim", markup=False, soft_wrap=True)
-    return result
+        try:
+            kept[-1].write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise TraceError(f"{kept[-1]} cannot be written: {error.strerror}. The trace is in {kept[0]}.") from error
+    return kept
 
 
 @app.command()
@@ -173,33 +200,54 @@ def serve(
 
         matrix-graph serve --adapter kind=adapters/kind
     """
-    from matrix_graph.models.bundled import cache_directory
+    from rich.text import Text
+
+    from matrix_graph.live import safe
     from matrix_graph.models.server import VLLMServer
 
     options: dict[str, Any] = {"port": port, "adapters": dict(_adapter(text) for text in adapter or [])}
-    server_options = {name: value for name, value in options.items() if value}
+    server_options = {name: value for name, value in options.items() if value is not None and value != {}}
     settings = _settings(config, model, None, {}, server_options)
     console = Console(stderr=True)
-    with (
-        console.status("starting vLLM") as status,
-        VLLMServer(
-            settings.model,
-            config=settings.server,
-            on_status=lambda line: (
-                status.update(line) if console.is_terminal else console.print(line, markup=False, highlight=False)
-            ),
-        ) as server,
-    ):
-        key_file = cache_directory() / "keys" / f"{server.base_url.rsplit(':', 1)[1].split('/')[0]}.key"
-        key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = console.status("starting vLLM")
+
+    def tell(line: str) -> None:
+        if console.is_terminal:
+            status.update(Text(safe(line)))  # the engine's words: in them "[...]" is no markup
+        else:
+            typer.echo(safe(line), err=True)
+
+    with status, VLLMServer(settings.model, config=settings.server, on_status=tell) as server:
         try:
-            with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(server.api_key)
-            _announce(server.base_url, server.model_name, key_file, server.log_path, as_json)
-            status.update("serving; Ctrl-C stops it")
-            _until_it_fails(server)
+            with _key_file(server) as key_file:
+                status.stop()  # what it redirects would reach the terminal only
+                _announce(server.base_url, server.model_name, key_file, server.log_path, as_json)
+                status.start()
+                tell("serving; Ctrl-C stops it")
+                _until_it_fails(server)
         finally:
-            key_file.unlink(missing_ok=True)
+            tell("stopping vLLM")
+
+
+@contextmanager
+def _key_file(server: VLLMServer) -> Iterator[Path]:
+    """A file with the server's key that only this user can read, and that is gone with the server."""
+    from matrix_graph.models.bundled import cache_directory
+
+    path = cache_directory() / "keys" / f"{server.base_url.rsplit(':', 1)[1].split('/')[0]}.key"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.unlink(missing_ok=True)  # one that a killed server left may have other rights
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(server.api_key)
+    except OSError as error:
+        raise ServerError(
+            f"The key cannot be kept in {path}: {error}. Name another folder: MATRIX_GRAPH_CACHE."
+        ) from error
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _announce(base_url: str, model: str, key_file: Path, log: Path, as_json: bool) -> None:
@@ -208,7 +256,7 @@ def _announce(base_url: str, model: str, key_file: Path, log: Path, as_json: boo
     else:
         line = (
             f"serving {model} at {base_url}\nlog: {log}\nIn another terminal:\n"
-            f'  export MATRIX_GRAPH_BASE_URL={base_url} VLLM_API_KEY="$(cat {key_file})"\n'
+            f'  export MATRIX_GRAPH_BASE_URL={base_url} VLLM_API_KEY="$(cat {shlex.quote(str(key_file))})"\n'
             '  matrix-graph rehearse "How do I ...?"'
         )
     typer.echo(line)
@@ -236,24 +284,44 @@ def install_engine() -> None:
 @asynccontextmanager
 async def _model(settings: Settings, view: View) -> AsyncIterator[ChatVLLM]:
     """The one chat model of a command: on the given server, or on one of our own that ends with the command."""
+    from pydantic import SecretStr
+
     from matrix_graph.models.chat_vllm import ChatVLLM
     from matrix_graph.models.server import VLLMServer
 
     if settings.base_url is not None:
         key = {"api_key": settings.api_key} if settings.api_key else {}
-        view.status(f"using {settings.base_url}")
-        yield ChatVLLM(model=settings.model, base_url=settings.base_url, **key)
+        model = ChatVLLM(model=settings.model, base_url=settings.base_url, **key)
+        await _reach(model, view)
+        yield model
         return
     async with VLLMServer(settings.model, config=settings.server, on_status=view.status) as server:
         yield ChatVLLM(
-            model=server.model_name, base_url=server.base_url, api_key=_secret(server.api_key), server=server
+            model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
         )
 
 
-def _secret(key: str) -> Any:
-    from pydantic import SecretStr
-
-    return SecretStr(key)
+async def _reach(model: ChatVLLM, view: View) -> None:
+    """Find out within seconds, rather than in the middle of a scene, that nobody answers or that the key is wrong."""
+    url = re.sub(r"//[^/]*@", "//", model.base_url)
+    view.status(f"using {url}")
+    patience = f"no answer from {url} yet; trying for {_REACH_SECONDS:g} s"
+    notice = asyncio.get_running_loop().call_later(1, view.status, patience)
+    probe = model.model_copy(update={"timeout": 10.0, "give_up_after": _REACH_SECONDS})
+    try:
+        await probe.acontext_length()
+    except ModelUnavailableError as error:
+        raise ModelUnavailableError(
+            f"No model server answers at {url}: {error.__cause__ or error}.\n"
+            "Start it, or correct --base-url; without --base-url, vLLM is started for you."
+        ) from error
+    except ModelRequestError as error:
+        # Some servers list no models; they can be used all the same where the model is named.
+        if error.status in (401, 403) or not model.model:
+            hint = " The base URL is the root of the API, which usually ends in /v1." if error.status == 404 else ""
+            raise ModelRequestError(f"{error}{hint}", status=error.status) from error
+    finally:
+        notice.cancel()
 
 
 def _settings(
@@ -283,6 +351,29 @@ def _cast(path: Path | None) -> Cast | None:
         raise ConfigError(f"The cast {path} cannot be read: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"The cast {path} cannot be played:\n{explain(error)}") from error
+    except CastError as error:
+        raise ConfigError(f"The cast {path} cannot be played: {error}") from error
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ConfigError("Standard input is closed. Give the question itself in place of -.")
+    if sys.stdin.isatty():
+        typer.echo("Type the question, then Ctrl-D on a line of its own:", err=True)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The question on standard input is not UTF-8: {error}") from error
+
+
+def _require_folder(out: Path) -> None:
+    # A scene may take minutes; whether it can be kept is better known before.
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {out} cannot be made: {error.strerror}. Name another with --out.") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ConfigError(f"The folder {out} cannot be written to. Name another with --out.")
 
 
 def _adapter(text: str) -> tuple[str, str]:
@@ -298,12 +389,22 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the command line; errors of ours come out as one message, without a traceback."""
-    # As an exception SIGTERM runs every clean-up on its way out: the server's above all.
-    signal.signal(signal.SIGTERM, _terminated)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            # As an exception it runs every clean-up on its way out: the server's above all.
+            signal.signal(number, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show must not end a scene
+    logging.getLogger("matrix_graph").addHandler(logging.NullHandler())  # the views tell the same, once
     try:
         app()
     except MatrixGraphError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        from matrix_graph.live import safe
+
+        message = f"Error: {safe(str(error))}"
+        Console(stderr=True).print(message, style="red", markup=False, highlight=False, emoji=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -30,9 +30,13 @@ Event = dict[str, Any]
 _SIDE_BY_SIDE = 100
 """Columns from which draft and answer stand side by side."""
 _MOST_COMPARED = 5000
-"""Words and spaces; comparing takes time quadratic in them."""
-# Control characters, and those that turn the direction of text around: a terminal must not obey a model.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Words; comparing takes time quadratic in them."""
+_MOST_OBJECTS = 8
+"""Objects that the footer has room for."""
+_REFRESH_SECONDS = 0.125
+# Control characters, those that turn the direction of text around, and what no terminal can encode: a terminal must not
+# obey a model.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class View(Protocol):
@@ -63,6 +67,11 @@ def safe(text: str) -> str:
     return _UNSAFE.sub("\ufffd", text)
 
 
+def _line(text: str) -> str:
+    """The text as a single safe line."""
+    return " ".join(safe(text).split())
+
+
 class LineView:
     """Plain lines, each whole in itself, for pipes and logs."""
 
@@ -79,15 +88,15 @@ class LineView:
 
     def status(self, line: str) -> None:
         """One line."""
-        self._line(f"[{line}]")
+        self._print(f"[{line}]")
 
     def show(self, event: Event) -> None:
         """One or more lines."""
         for line in _lines(event):
-            self._line(line)
+            self._print(line)
 
-    def _line(self, line: str) -> None:
-        self._console.print(" ".join(safe(line).split()), markup=False, highlight=False, soft_wrap=True, emoji=False)
+    def _print(self, line: str) -> None:
+        self._console.print(_line(line), markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 def _lines(event: Event) -> list[str]:
@@ -108,14 +117,15 @@ def _lines(event: Event) -> list[str]:
             *(f"plan {number}: {step}" for number, step in enumerate(cast["plan"], 1)),
         ]
     if kind == "event":
-        head = f"round {event['round']}: {event['role']}: {event['action']}"
+        number = f"round {event['round']}"
+        head = f"{number}: {event['role']}: {event['action']}"
         if not event["plausible"]:
             return [f"{head} -- REJECTED: {event['reason']}"]
         lines = [f"{head} -- seen by: {', '.join(event['observers']) or 'nobody'}"]
-        lines += [f"  {c['object']}: {c['before']} -> {c['after']}" for c in event["changes"]]
-        return [*lines, *([f"  consequence: {event['consequence']}"] if event["consequence"] else [])]
+        lines += [f"{number}: object: {c['object']}: {c['before']} -> {c['after']}" for c in event["changes"]]
+        return [*lines, *([f"{number}: consequence: {event['consequence']}"] if event["consequence"] else [])]
     if kind == "failure":
-        return [f"round {event['round']}: {event['purpose']} of {event['role']} failed: {event['error']['message']}"]
+        return [f"round {event['round']}: {event['role']}: {_failed(event)}"]
     if kind == "reflection":
         verdict = "the draft should be revised" if event["revise"] else "nothing speaks against the draft"
         return [f"reflection: {verdict}{': ' + event['lesson'] if event['lesson'] else ''}"]
@@ -134,97 +144,119 @@ class TerminalView:
         self._objects: dict[str, str] = {}
         self._round = 0
         self._waiting = "starting"
-        self._since = time.monotonic()
-        self._live = Live(get_renderable=self._footer, console=console, refresh_per_second=8, transient=True)
+        self._since: float | None = time.monotonic()
+        self._spinner = Spinner("dots")
+        # Two threads that draw at once leave bits of footer behind, so that only one may, and rich starts none.
+        self._drawing = threading.RLock()
+        self._ended = threading.Event()
+        self._live = Live(get_renderable=self._footer, console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
+        threading.Thread(target=self._refresh, name="matrix-graph-footer", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with self._drawing:
+            self._ended.set()
+            self._live.stop()
 
     def status(self, line: str) -> None:
         """In the footer."""
-        self._waiting = line
+        self._waiting, self._since = line, None
 
     def show(self, event: Event) -> None:
         """Above the footer."""
         shown = _SHOWN.get(event["type"])
         if shown is not None:
-            for renderable in shown(self, event):
-                self._console.print(renderable)
+            with self._drawing:
+                for renderable in shown(self, event):
+                    self._console.print(renderable)
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(_REFRESH_SECONDS):
+            with self._drawing:
+                if not self._ended.is_set():
+                    self._live.refresh()
 
     def _footer(self) -> RenderableType:
-        waiting = Spinner("dots", Text(f"{safe(self._waiting)}  {time.monotonic() - self._since:.0f} s", style="dim"))
-        if not self._objects:
-            return waiting
-        states = Text("  ").join(
-            Text.assemble((safe(name), "bold yellow"), (f" {safe(state)}", "yellow"))
-            for name, state in self._objects.items()
-        )
-        return Group(states, waiting)
+        since = self._since
+        seconds = "" if since is None else f"  {time.monotonic() - since:.0f} s"
+        lines = [
+            Text.assemble((_line(name), "bold yellow"), f": {_line(state)}", style="yellow")
+            for name, state in list(self._objects.items())[:_MOST_OBJECTS]
+        ]
+        waiting = Text(f"{_line(self._waiting)}{seconds}", style="dim")
+        for line in (*lines, waiting):
+            line.no_wrap, line.overflow = True, "ellipsis"
+        self._spinner.update(text=waiting)
+        return Group(*lines, self._spinner)
+
+    def _wait_for(self, what: str) -> None:
+        self._waiting, self._since = what, time.monotonic()
+
+    def _heading(self, round: int) -> list[RenderableType]:
+        if round == self._round:
+            return []
+        self._round = round
+        return [Rule(f"Round {round}", align="left", style="dim")]
 
     def _question(self, event: Event) -> list[RenderableType]:
-        self._waiting = "the model drafts its answer"
+        self._wait_for("the model drafts its answer")
         return [Panel(Text(safe(event["question"])), title="Question", title_align="left", border_style="cyan")]
 
     def _draft(self, event: Event) -> list[RenderableType]:
-        self._waiting = "the scene is cast"
+        self._wait_for("the scene is cast")
         title = "Draft (given)" if event["given"] else "Draft"
         return [Panel(Text(safe(event["draft"]), style="dim"), title=title, title_align="left", border_style="dim")]
 
     def _cast(self, event: Event) -> list[RenderableType]:
         cast = event["cast"]
         self._objects = {thing["name"]: thing["state"] for thing in cast["objects"]}
-        self._waiting = "round 1"
+        self._wait_for("round 1: the roles act")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
         for heading in ("Role", "Traits", "Goal"):
             table.add_column(heading, overflow="fold")
         for role in cast["roles"]:
             ego = role["name"] == cast["ego"]
-            name = Text(safe(role["name"]) + (" (ego)" if ego else ""), style="bold cyan" if ego else "bold")
-            table.add_row(name, Text(safe(role["traits"])), Text(safe(role["goal"])))
+            name = Text(_line(role["name"]) + (" (ego)" if ego else ""), style="bold cyan" if ego else "bold")
+            table.add_row(name, Text(_line(role["traits"])), Text(_line(role["goal"])))
         lines: list[RenderableType] = [Rule("Cast", align="left", style="dim"), table]
-        for thing, state in self._objects.items():
-            lines.append(Text.assemble((safe(thing), "bold yellow"), f": {safe(state)}"))
-        for number, step in enumerate(cast["plan"], 1):
-            lines.append(Text.assemble((f"plan {number}  ", "cyan"), safe(step)))
-        return lines
+        rows = [("object", f"{_line(thing)}: {_line(state)}", "yellow") for thing, state in self._objects.items()]
+        rows += [(f"plan {number}", _line(step), "cyan") for number, step in enumerate(cast["plan"], 1)]
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for label, text, style in rows:
+            grid.add_row(Text(label, style=f"bold {style}"), Text(text))
+        return [*lines, grid]
 
     def _action(self, event: Event) -> list[RenderableType]:
-        self._waiting = f"round {event['round']}: the modulator judges"
+        self._wait_for(f"round {event['round']}: the modulator judges")
         return []
 
     def _event(self, event: Event) -> list[RenderableType]:
-        lines: list[RenderableType] = []
-        if event["round"] != self._round:
-            self._round = event["round"]
-            lines.append(Rule(f"Round {self._round}", align="left", style="dim"))
-        self._waiting = f"round {self._round + 1}: the roles act"
-        role, action = safe(event["role"]), safe(event["action"])
+        lines = self._heading(event["round"])
+        self._wait_for(f"after round {event['round']}: what follows from it")
+        role, action = _line(event["role"]), _line(event["action"])
         if not event["plausible"]:
-            lines.append(Text.assemble(("✗ ", "red"), (role, "bold"), "  ", (action, "strike red")))
-            return [*lines, Padding(Text(f"rejected: {safe(event['reason'])}", style="red"), (0, 0, 0, 4))]
-        lines.append(Text.assemble(("✓ ", "green"), (role, "bold"), "  ", action))
-        seen = ", ".join(safe(name) for name in event["observers"]) or "nobody"
-        lines.append(Padding(Text(f"seen by {seen}", style="dim"), (0, 0, 0, 4)))
+            lines.append(_item("✗", "red", (role, "bold"), "  ", (action, "strike red")))
+            return [*lines, _detail(f"rejected: {event['reason']}", "red")]
+        lines.append(_item("✓", "green", (role, "bold"), "  ", action))
+        lines.append(_detail(f"seen by {', '.join(event['observers']) or 'nobody'}", "dim"))
         for change in event["changes"]:
             self._objects[change["object"]] = change["after"]
-            change_line = f"{safe(change['object'])}: {safe(change['before'])} → {safe(change['after'])}"
-            lines.append(Padding(Text(change_line, style="yellow"), (0, 0, 0, 4)))
+            lines.append(_detail(f"{change['object']}: {change['before']} → {change['after']}", "yellow"))
         if event["consequence"]:
-            lines.append(Padding(Text(f"⇒ {safe(event['consequence'])}", style="magenta"), (0, 0, 0, 4)))
+            lines.append(_detail(f"⇒ {event['consequence']}", "magenta"))
         return lines
 
     def _failure(self, event: Event) -> list[RenderableType]:
-        text = f"! {safe(event['role'] or '')}: {event['purpose']} failed: {safe(event['error']['message'])}"
-        return [Text(text, style="red")]
+        item = _item("!", "red", (_line(event["role"] or ""), "bold"), "  ", (_line(_failed(event)), "red"))
+        return [*self._heading(event["round"]), item]
 
     def _reflection(self, event: Event) -> list[RenderableType]:
-        self._waiting = "the answer is revised"
+        self._wait_for("the answer is revised")
         lines: list[RenderableType] = [Rule("Reflection", align="left", style="dim")]
         if event["lesson"]:
             lines.append(Text(safe(event["lesson"])))
@@ -234,7 +266,7 @@ class TerminalView:
     def _result(self, event: Event) -> list[RenderableType]:
         trace: Trace = event["trace"]
         self._objects = {}
-        self._waiting = "done"
+        self._wait_for("done")
         if trace.error:
             return [Text(_summary(trace), style="bold red")]
         if not trace.revised:
@@ -245,8 +277,11 @@ class TerminalView:
             Panel(after, title="Answer", title_align="left", border_style="green"),
         ]
         if self._console.width >= _SIDE_BY_SIDE:
-            half = self._console.width // 2 - 1
-            panels = [Columns(panels, width=half, padding=(0, 1))]
+            grid = Table.grid(expand=True)
+            grid.add_column(ratio=1)
+            grid.add_column(ratio=1)
+            grid.add_row(*panels)
+            panels = [grid]
         return [*panels, Text(_summary(trace), style="dim")]
 
 
@@ -262,24 +297,45 @@ _SHOWN: dict[str, Callable[[TerminalView, Event], list[RenderableType]]] = {
 }
 
 
+def _item(mark: str, style: str, *parts: str | tuple[str, str]) -> RenderableType:
+    """A marked line whose further lines are indented too."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(Text(mark, style=style), Text.assemble(*parts))
+    return grid
+
+
+def _detail(text: str, style: str) -> RenderableType:
+    return Padding(Text(_line(text), style=style), (0, 0, 0, 4))
+
+
+def _failed(event: Event) -> str:
+    what = {"act": "stays silent", "judge": "the action could not be judged"}.get(event["purpose"], "failed")
+    return f"{what}: {event['error']['message']}"
+
+
 def _summary(trace: Trace) -> str:
     if trace.error:
         return f"failed: {trace.error.type}: {safe(trace.error.message)}"
     rejected = sum(not event.plausible for event in trace.events)
     return (
-        f"{trace.status} after {max((event.round for event in trace.events), default=0)} rounds: "
-        f"{len(trace.events)} actions, {rejected} rejected, {len(trace.calls)} calls, "
-        f"{trace.usage.input_tokens} + {trace.usage.output_tokens} tokens, {trace.seconds:.1f} s"
+        f"{trace.status} after {_count(max((event.round for event in trace.events), default=0), 'round')}: "
+        f"{_count(len(trace.events), 'action')}, {rejected} rejected; {_count(len(trace.calls), 'call')}, "
+        f"{_count(trace.usage.input_tokens, 'token')} read, {trace.usage.output_tokens:,} written, "
+        f"{trace.seconds:.1f} s"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _compared(draft: str, answer: str) -> tuple[Text, Text]:
     """Draft and answer, word by word: what fell away in red, what is new in green."""
-    old, new = re.split(r"(\s+)", draft), re.split(r"(\s+)", answer)
+    old, new = re.findall(r"\s+|\S+\s*", draft), re.findall(r"\s+|\S+\s*", answer)
     if max(len(old), len(new)) > _MOST_COMPARED:
         return Text(draft), Text(answer)
     before, after = Text(), Text()
-    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new).get_opcodes():
         before.append("".join(old[a:b]), style="" if tag == "equal" else "red")
         after.append("".join(new[c:d]), style="" if tag == "equal" else "green")
     return before, after

@@ -33,6 +33,15 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.translate(_SURROGATES)
 
 
+def same_name(one: str, other: str) -> bool:
+    """Whether two texts name the same role or object: case and white space do not tell people apart."""
+    return _folded(one) == _folded(other)
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
 class _Given(BaseModel):
     """What people write too: a misspelt key is refused, and text that no file could hold is mended."""
 
@@ -55,7 +64,7 @@ class _Record(BaseModel):
 class Role(_Given):
     """A person in the scene."""
 
-    name: str = Field(description="How others see and address this person; distinct in the cast, case ignored.")
+    name: str = Field(description="How others address this person; distinct in the cast, case and spaces ignored.")
     traits: str = Field(default="", description="What this person is like.")
     goal: str = Field(default="", description="What this person wants in the scene.")
 
@@ -63,7 +72,7 @@ class Role(_Given):
 class SocialObject(_Given):
     """A thing whose state matters to people in the scene, such as money in a vault."""
 
-    name: str = Field(description="Distinct in the cast, case ignored.")
+    name: str = Field(description="Distinct in the cast, case and spaces ignored.")
     state: str = Field(description="Its state when the scene begins.")
 
 
@@ -91,11 +100,13 @@ class Cast(_Given):
                         f"The {kind} name {name[:NAME_LENGTH]!r}... has {len(name)} characters; "
                         f"at most {NAME_LENGTH} are allowed. Put the rest into its traits or state."
                     )
-                if kind == "role" and name.strip().casefold() in RESERVED_NAMES:
+                if kind == "role" and _folded(name) in RESERVED_NAMES:
                     raise CastError(f"The role name {name!r} is taken by the scene itself; choose another.")
-                if name.strip().casefold() in seen:
-                    raise CastError(f"The {kind} name {name!r} appears twice; names must differ, case ignored.")
-                seen.add(name.strip().casefold())
+                if _folded(name) in seen:
+                    raise CastError(
+                        f"The {kind} name {name!r} appears twice; names must differ, case and spaces ignored."
+                    )
+                seen.add(_folded(name))
         if self.ego not in {role.name for role in self.roles}:
             names_ = ", ".join(repr(role.name) for role in self.roles) or "none"
             raise CastError(f"The ego {self.ego!r} is not among the roles ({names_}).")
@@ -181,7 +192,7 @@ class Call(_Record):
     completion: str = Field(description="Exactly as received; empty if the call brought none.")
     finish_reason: str | None = Field(description='The server\'s: "stop", "length", ...; null if it told none.')
     model: str
-    sampling: dict[str, Any] = Field(description="Sampling settings sent with the request.")
+    sampling: dict[str, Any] = Field(description="Sampling settings sent with the request, a JSON schema among them.")
     usage: Usage
     seconds: float = Field(description="Wall time of the call, retries of the connection included.")
     error: Problem | None = Field(default=None, description="Why the completion could not be used; null if it was.")

@@ -129,21 +129,26 @@ def to_scene_input(value: RehearsalInput) -> SceneInput:
         TypeError: it is neither a text, nor a mapping with a "question", nor chat messages.
     """
     if isinstance(value, str):
-        return {"question": value}
+        return _input(value)
     if isinstance(value, Mapping):
         if "messages" in value:
             return _from_messages(value["messages"])
         if "question" not in value:
             raise TypeError(f'The mapping has the keys {sorted(value)}; it needs "question" (or "messages").')
         cast = value.get("cast")
-        return {
-            "question": value["question"],
-            "draft": value.get("draft"),
-            "cast": cast.model_dump(mode="json") if isinstance(cast, Cast) else cast,
-        }
+        return _input(
+            value["question"],
+            value.get("draft"),
+            cast.model_dump(mode="json") if isinstance(cast, Cast) else cast,
+        )
     if isinstance(value, Sequence):
         return _from_messages(value)
     raise TypeError(f"A rehearsal takes a question, a mapping or messages, not {type(value).__name__}.")
+
+
+def _input(question: str, draft: str | None = None, cast: dict[str, Any] | None = None) -> SceneInput:
+    # Every key is written, since a thread keeps what its last scene left behind.
+    return {"question": question, "draft": draft, "cast": cast, "given": ["draft", "cast"]}
 
 
 def to_result(state: Mapping[str, Any]) -> RehearsalResult:
@@ -168,7 +173,7 @@ def _from_messages(messages: Any) -> SceneInput:
     if not any(isinstance(message, HumanMessage) for message in turns):
         raise TypeError("The messages hold no human message; a rehearsal needs a question.")
     if len(turns) == 1:
-        return {"question": str(turns[0].text), "draft": draft}
+        return _input(str(turns[0].text), draft)
     # Earlier turns are part of what is asked, so that they stand in the question as people wrote them.
     lines = [f"{'User' if isinstance(turn, HumanMessage) else 'Assistant'}: {turn.text}" for turn in turns]
-    return {"question": "\n".join(lines), "draft": draft}
+    return _input("\n".join(lines), draft)

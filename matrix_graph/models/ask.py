@@ -124,7 +124,7 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
         calls.append(call)
         try:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - started)):
-                message = await _invoke(model, messages, question)
+                message = await _received(model, messages, question)
         except GraphBubbleUp:
             raise
         except Exception as error:  # noqa: BLE001 - any model may stand here, and each raises types of its own
@@ -137,9 +137,9 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
         text = completion_text(message)
         usage: Any = message.usage_metadata or {}
         call["completion"] = text
-        call["finish_reason"] = message.response_metadata.get("finish_reason")
-        call["model"] = message.response_metadata.get("model_name") or call["model"]
-        call["usage"] = {name: int(usage.get(name, 0)) for name in ("input_tokens", "output_tokens")}
+        call["finish_reason"] = _text(message.response_metadata.get("finish_reason"))
+        call["model"] = _text(message.response_metadata.get("model_name")) or call["model"]
+        call["usage"] = {name: max(0, int(usage.get(name) or 0)) for name in ("input_tokens", "output_tokens")}
         tokens = call["usage"]["input_tokens"] + call["usage"]["output_tokens"]
         try:
             return Answer(question.parse(text), text, messages, tokens, calls)
@@ -168,7 +168,7 @@ def parse_json(reply: type[M]) -> Callable[[str], M]:
         except ValidationError as error:
             for candidate in _objects_in(text):
                 with suppress(ValidationError):
-                    return reply.model_validate(candidate)
+                    return reply.model_validate_json(candidate)
             wrong = "; ".join(
                 f"{'.'.join(str(part) for part in item['loc']) or 'JSON'}: {item['msg']}"
                 for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
@@ -178,20 +178,20 @@ def parse_json(reply: type[M]) -> Callable[[str], M]:
     return parse
 
 
-def _objects_in(text: str) -> list[Any]:
+def _objects_in(text: str) -> list[str]:
     """The JSON objects that stand in a text, the last one first: what a model thinks aloud comes before its reply."""
     decoder = json.JSONDecoder()
-    found: list[Any] = []
-    at = text.find("{")
+    found: list[str] = []
+    start = text.find("{")
     for _ in range(_MOST_OBJECTS):
-        if at < 0:
+        if start < 0:
             break
         try:
-            value, at = decoder.raw_decode(text, at)
-            found.append(value)
+            _, end = decoder.raw_decode(text, start)
+            found.append(text[start:end])
         except (ValueError, RecursionError):
-            at += 1
-        at = text.find("{", at)
+            end = start + 1
+        start = text.find("{", end)
     return found[::-1]
 
 
@@ -228,6 +228,28 @@ def _ask_again(question: Question[Any], why: str) -> list[ChatMessage]:
     return [*before, {**last, "content": f"{last['content']}\n\n{note}"}]
 
 
+async def _received(model: BaseChatModel, messages: list[ChatMessage], question: Question[Any]) -> AIMessage:
+    try:
+        return await _invoke(model, messages, question)
+    except Exception as error:
+        # openai's parser raises on a reply that was cut off; the reply itself stands in the exception.
+        completion: Any = getattr(error, "completion", None)
+        choices = getattr(completion, "choices", None)
+        if not choices:
+            raise
+        used = getattr(completion, "usage", None)
+        read, written = (int(getattr(used, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        return AIMessage(
+            content=choices[0].message.content or "",
+            response_metadata={"finish_reason": choices[0].finish_reason, "model_name": completion.model},
+            usage_metadata={"input_tokens": read, "output_tokens": written, "total_tokens": read + written},
+        )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 async def _invoke(model: BaseChatModel, messages: list[ChatMessage], question: Question[Any]) -> AIMessage:
     config: RunnableConfig = {
         "run_name": question.purpose,
@@ -238,10 +260,7 @@ async def _invoke(model: BaseChatModel, messages: list[ChatMessage], question: Q
         },
     }
     if isinstance(model, ChatVLLM):
-        options: dict[str, Any] = {"temperature": question.temperature, "max_tokens": question.max_tokens}
-        if question.schema is not None:
-            options["structured_outputs"] = {"json": question.schema}
-        return await model.ainvoke(messages, config, **options)
+        return await model.ainvoke(messages, config, **_sampling(model, question))
     if question.schema is not None and type(model).with_structured_output is not BaseChatModel.with_structured_output:
         structured: Runnable[Any, Any] = model.with_structured_output(
             {"title": question.purpose, "description": f"The reply to {question.purpose}.", **question.schema},
@@ -265,6 +284,8 @@ def _name(model: BaseChatModel) -> str:
 
 def _sampling(model: BaseChatModel, question: Question[Any]) -> dict[str, Any]:
     if isinstance(model, ChatVLLM):
-        return {"temperature": question.temperature, "max_tokens": question.max_tokens}
+        sampling = {"temperature": question.temperature, "max_tokens": question.max_tokens}
+        bound = {} if question.schema is None else {"structured_outputs": {"json": question.schema}}
+        return {**sampling, **bound}
     sent = {name: getattr(model, name, None) for name in ("temperature", "top_p", "max_tokens")}
     return {name: value for name, value in sent.items() if isinstance(value, int | float)}

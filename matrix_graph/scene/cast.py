@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from matrix_graph.errors import CastError, ReplyError
 from matrix_graph.models.ask import parse_json
 from matrix_graph.records import NAME_LENGTH, RESERVED_NAMES, Cast, Role, SocialObject
-from matrix_graph.scene.draft import failed, given_anew
+from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
 from matrix_graph.scene.state import Plain, SceneState, plain
@@ -53,8 +53,8 @@ class _CastReply(_PlanReply):
 async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
     """Have the scene cast, or take the given cast and have only its plan made if it has none."""
     try:
-        if given is None and (anew := given_anew(state, "cast")) is not None:
-            given = Cast.model_validate(anew)
+        if given is None and state["cast"] is not None:
+            given = Cast.model_validate(state["cast"])
     except (CastError, ValueError) as error:
         return {"cast": None, **failed(error if isinstance(error, CastError) else CastError(str(error)))}
     if given is None:

@@ -2,8 +2,8 @@
 
 A prompt is the last prompt, its completion, and what is new; nothing is ever taken out or changed. That is what keeps
 what a role knows to what it was told, lets the server's prefix cache hit, and makes the dialogue a training example.
-The one exception is a dialogue that would outgrow the model's context: it starts anew from a summary of itself, which
-is a recorded model call like any other.
+The one exception is a dialogue that would outgrow the model's context: what the server has counted of it is replaced by
+a summary, which is a recorded model call like any other, and the rest stands on.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from typing import Any
 from matrix_graph.models.ask import Answer
 from matrix_graph.scene.state import Dialogue
 
-BYTES_PER_TOKEN = 2
-"""A cautious guess for text that the server has not counted yet; English has about 4 bytes a token, Chinese 2 or 3."""
-
 Messages = list[dict[str, str]]
 
 
 def begin(opening: Messages) -> Dialogue:
     """A dialogue that holds its opening only."""
-    return {"messages": opening, "tokens": 0, "unread": sum(_size(message["content"]) for message in opening)}
+    return {"messages": opening, "counted": 0, "tokens": 0}
 
 
 def say(dialogue: Dialogue, text: str) -> Dialogue:
@@ -31,12 +28,9 @@ def say(dialogue: Dialogue, text: str) -> Dialogue:
     What follows on an unanswered message joins it, since chat templates want the two sides to take turns.
     """
     *before, last = dialogue["messages"]
-    messages: Messages
     if last["role"] == "user":
-        messages = [*before, {"role": "user", "content": f"{last['content']}\n\n{text}"}]
-    else:
-        messages = [*before, last, {"role": "user", "content": text}]
-    return {"messages": messages, "tokens": dialogue["tokens"], "unread": dialogue["unread"] + _size(text)}
+        return {**dialogue, "messages": [*before, {"role": "user", "content": f"{last['content']}\n\n{text}"}]}
+    return {**dialogue, "messages": [*before, last, {"role": "user", "content": text}]}
 
 
 def answered(dialogue: Dialogue, answer: Answer[Any]) -> Dialogue:
@@ -44,17 +38,19 @@ def answered(dialogue: Dialogue, answer: Answer[Any]) -> Dialogue:
     if answer.problem is not None:
         return dialogue
     messages = [*answer.messages, {"role": "assistant", "content": answer.text}]
-    return {"messages": messages, "tokens": answer.tokens, "unread": 0 if answer.tokens else _total(messages)}
+    return {"messages": messages, "counted": len(messages) if answer.tokens else 0, "tokens": answer.tokens}
 
 
 def acted(dialogue: Dialogue, text: str) -> Dialogue:
     """The dialogue after a turn that needed no model call."""
-    messages = [*dialogue["messages"], {"role": "assistant", "content": text}]
-    return {"messages": messages, "tokens": dialogue["tokens"], "unread": dialogue["unread"] + _size(text)}
+    return {**dialogue, "messages": [*dialogue["messages"], {"role": "assistant", "content": text}]}
 
 
 def outgrows(dialogue: Dialogue, new: Sequence[str], reply_tokens: int, context_length: int) -> bool:
     """Whether the next prompt and its reply might not fit into the context.
+
+    What the server has not counted yet is reckoned at half the bytes a token that its count of the rest shows, and at
+    one byte a token in the worst case, which is that of byte-level tokenizers on scripts they were not made for.
 
     Args:
         dialogue: the chat so far.
@@ -62,13 +58,25 @@ def outgrows(dialogue: Dialogue, new: Sequence[str], reply_tokens: int, context_
         reply_tokens: the longest reply, in tokens.
         context_length: of the model, in tokens.
     """
-    unread = dialogue["unread"] + sum(_size(text) for text in new)
-    return dialogue["tokens"] + unread // BYTES_PER_TOKEN + reply_tokens > context_length
+    counted, since = split(dialogue)
+    bytes_a_token = max(1.0, _size(counted) / dialogue["tokens"] / 2) if dialogue["tokens"] else 2.0
+    unread = _size(since) + sum(len(text.encode("utf-8", "replace")) for text in new)
+    return dialogue["tokens"] + unread / bytes_a_token + reply_tokens > context_length
 
 
-def _total(messages: Messages) -> int:
-    return sum(_size(message["content"]) for message in messages)
+def split(dialogue: Dialogue) -> tuple[Messages, Messages]:
+    """The messages that the server has counted, and those since."""
+    return dialogue["messages"][: dialogue["counted"]], dialogue["messages"][dialogue["counted"] :]
 
 
-def _size(text: str) -> int:
-    return len(text.encode("utf-8", "replace")) + 8
+def resumed(opening: Messages, summary: str, since: Messages) -> Dialogue:
+    """A dialogue that begins anew: its opening, a summary in the place of what was counted, and the rest as it was."""
+    dialogue = say(begin(opening), summary)
+    for message in since:
+        turn = say if message["role"] == "user" else acted
+        dialogue = turn(dialogue, message["content"])
+    return dialogue
+
+
+def _size(messages: Messages) -> int:
+    return sum(len(message["content"].encode("utf-8", "replace")) for message in messages)

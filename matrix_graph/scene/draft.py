@@ -20,8 +20,7 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
 
     The prompt is the question and nothing else, so that (question, answer) trains what a plain chat sends.
     """
-    question = state.get("question")
-    given = given_anew(state, "draft")
+    question, given = state.get("question"), _given(state, "draft")
     start: Plain = {
         "id": uuid.uuid4().hex,
         "created_at": datetime.now(UTC).isoformat(),
@@ -30,6 +29,8 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
             "version": matrix_graph.__version__,
             "prompts": digest(),
         },
+        "cast": _given(state, "cast"),
+        "given": None,
         "round": 0,
         "events": [None],
         "consequences": [],
@@ -50,8 +51,11 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
         "lesson": None,
     }
     if not isinstance(question, str) or not question.strip():
-        error = SceneError(f"The question is empty ({question!r}); give a text to answer.")
+        error = SceneError(f"The question is empty or no text ({question!r}); give a text to answer.")
         return {**start, "question": str(question or ""), "draft": None, **failed(error)}
+    if given is not None and not isinstance(given, str):
+        error = SceneError(f"The draft is a {type(given).__name__}; give a text, or none to have one made.")
+        return {**start, "draft": None, **failed(error)}
     start["question"] = question = clean(question)
     stage.emit({"type": "question", "question": question})
     if given is not None and given.strip():
@@ -68,9 +72,11 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
     return {**start, "answer": start["draft"], "played": {**(state.get("played") or {}), "draft": start["draft"]}}
 
 
-def given_anew(state: SceneState, key: Literal["draft", "cast"]) -> Any:
-    """The draft or cast that came with the input; None if it is what an earlier scene left behind on this thread."""
-    value = state.get(key)
+def _given(state: SceneState, key: Literal["draft", "cast"]) -> Any:
+    """The draft or cast that came with this input; None if it is what an earlier scene left behind on the thread."""
+    value, named = state.get(key), state.get("given")
+    if named is not None:
+        return value if key in named else None
     return None if value == (state.get("played") or {}).get(key) else value
 
 

@@ -129,7 +129,8 @@ def _node(model: BaseChatModel, settings: SceneConfig, function: Node) -> Runnab
         started = time.monotonic()
         # A thread that has played a scene before starts the next one at zero.
         clock = 0.0 if function is draft else float(state["clock"])
-        stage = Stage(model, _config(settings), get_runtime().stream_writer, clock)
+        config = _config(settings)
+        stage = Stage(model, config, get_runtime().stream_writer, clock, _tokens_left(function, state, config))
         update = await function(stage, state)
         now = clock + time.monotonic() - started
         return {**update, "clock": [now] if function is draft else now}
@@ -138,3 +139,10 @@ def _node(model: BaseChatModel, settings: SceneConfig, function: Node) -> Runnab
         return run_sync(run(state))
 
     return RunnableLambda(run_in_background, afunc=run, name=typed(Any, function).__name__)
+
+
+def _tokens_left(function: Node, state: Any, config: SceneConfig) -> int | None:
+    if function in (act, moderate):  # a round begins only if all that it may generate fits
+        return None
+    calls = [] if function is draft else state["calls"]
+    return config.max_output_tokens - sum(int(call["usage"]["output_tokens"]) for call in calls)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.ask import Answer, ChatMessage, parse_json
-from matrix_graph.records import Role
+from matrix_graph.records import Role, same_name
 from matrix_graph.scene import dialogue as chat
 from matrix_graph.scene.cast import described
 from matrix_graph.scene.prompts import fill, opening
@@ -53,16 +53,16 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         return {"round": round, "inbox": _left_over(state)}
     start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
     header = _header(state, actions)
+    asked = [_question(position, action, _others(state, action["role"])) for position, action in enumerate(actions)]
     dialogue, calls = await stage.fitted(
         state["modulator"] or chat.begin(start),
         start,
-        [header, *(action["action"] for action in actions)],
+        [header, max(asked, key=len)],
         stage.config.max_judgement_tokens,
         prompt="modulator",
         role=None,
         round=round,
     )
-    asked = [_question(position, action, _others(state, action["role"])) for position, action in enumerate(actions)]
     answers = await asyncio.gather(
         *(
             _judge(stage, state, chat.say(dialogue, f"{header}\n\n{question}")["messages"], action)
@@ -216,9 +216,8 @@ def _remembered(dialogue: Dialogue, header: str, asked: list[str], answers: list
 
 
 def _chosen(name: str, allowed: list[str], field: str) -> str:
-    wanted = " ".join(name.split()).casefold()
     for candidate in allowed:
-        if candidate.casefold() == wanted:
+        if same_name(candidate, name):
             return candidate
     raise ReplyError(f"{field}: {name[:80]!r} is not one of {', '.join(allowed) or '(none)'}.")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from matrix_graph.config import SceneConfig
 from matrix_graph.models.ask import TRIES
 from matrix_graph.records import EndedBy
+from matrix_graph.scene.stage import PLAY_SHARE
 from matrix_graph.scene.state import RoleTask, SceneState
 
 CLOSING_CALLS = 2 * TRIES
@@ -86,7 +87,7 @@ def _limit(state: SceneState, config: SceneConfig, actors: int) -> EndedBy | Non
     """The limit that the next round could break, if every one of its calls were needed twice."""
     if state["round"] >= config.rounds:
         return "max_rounds"
-    if state["clock"] >= config.max_seconds:
+    if state["clock"] >= config.max_seconds * PLAY_SHARE:
         return "max_seconds"
     # One act and one judgement for everybody, each asked twice; a recap for everybody and for the modulator.
     calls = actors * 2 * TRIES + (actors + 1) * TRIES

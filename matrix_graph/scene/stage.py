@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,8 +13,8 @@ from typing import Any, TypeVar
 from langchain_core.language_models import BaseChatModel
 
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ModelError
-from matrix_graph.models.ask import Answer, ChatMessage, Question, ask, parse_text
+from matrix_graph.errors import ModelError, SceneError
+from matrix_graph.models.ask import TRIES, Answer, ChatMessage, Question, ask, describe, parse_text
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.records import Purpose
 from matrix_graph.scene import dialogue as chat
@@ -22,7 +23,12 @@ from matrix_graph.scene.state import Dialogue, Plain
 
 T = TypeVar("T")
 
-DEFAULT_CONTEXT_LENGTH = 4096
+UNKNOWN_CONTEXT_LENGTH = 32_768
+"""Tokens, where neither the configuration nor the server nor the model tells."""
+PLAY_SHARE = 0.8
+"""How much of `max_seconds` the scene may take before it has to come to its end."""
+_PATIENCE = 10.0
+"""Seconds to wait for the server to tell its context."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,14 @@ class Stage:
         config: settings of this scene.
         emit: takes live events, plain dicts with a "type", for whoever watches.
         clock: seconds that the scene has taken when this node begins.
+        tokens_left: what the scene may still generate; None where the round's own limit has seen to that.
     """
 
     model: BaseChatModel
     config: SceneConfig
     emit: Callable[[Plain], None]
     clock: float = 0.0
+    tokens_left: int | None = None
 
     async def ask(
         self,
@@ -52,7 +60,14 @@ class Stage:
         role: str | None = None,
         round: int | None = None,
     ) -> Answer[T]:
-        """Ask the model within what is left of the scene's time; the caller adds the answer's calls to the state."""
+        """Ask the model within what is left of the scene's limits; the caller adds the answer's calls to the state."""
+        if self.tokens_left is not None:
+            max_tokens = min(max_tokens, self.tokens_left // TRIES)
+            if max_tokens < 1:
+                limit = SceneError(
+                    f"max_output_tokens ({self.config.max_output_tokens}) leaves nothing for {purpose}; raise it."
+                )
+                return Answer(None, "", list(messages), 0, [], describe(limit))
         return await ask(
             self.model,
             Question(
@@ -64,22 +79,28 @@ class Stage:
                 schema=schema,
                 role=role,
                 round=round,
-                seconds=max(0.0, self.config.max_seconds - self.clock),
+                seconds=self.seconds_left(purpose),
             ),
         )
 
     async def context_length(self) -> int:
-        """The model's context in tokens: configured, else as the server tells, else 4096."""
+        """The model's context in tokens: configured, else as the server or the model's profile tells."""
         if self.config.context_length is not None:
             return self.config.context_length
         if isinstance(self.model, ChatVLLM):
             try:
-                return await self.model.acontext_length() or DEFAULT_CONTEXT_LENGTH
-            except ModelError:
+                async with asyncio.timeout(min(_PATIENCE, self.seconds_left("recap"))):
+                    return await self.model.acontext_length() or UNKNOWN_CONTEXT_LENGTH
+            except (ModelError, TimeoutError):
                 # Whether the server can be had is for the next call to find out, which records it.
-                return DEFAULT_CONTEXT_LENGTH
+                return UNKNOWN_CONTEXT_LENGTH
         profile: Any = getattr(self.model, "profile", None) or {}
-        return int(profile.get("max_input_tokens") or DEFAULT_CONTEXT_LENGTH)
+        return int(profile.get("max_input_tokens") or UNKNOWN_CONTEXT_LENGTH)
+
+    def seconds_left(self, purpose: Purpose) -> float:
+        """What a call of this purpose may take; play leaves a share of the time to reflection and revision."""
+        share = 1.0 if purpose in ("reflect", "revise") else PLAY_SHARE
+        return max(0.0, self.config.max_seconds * share - self.clock)
 
     async def fitted(
         self,
@@ -106,14 +127,15 @@ class Stage:
         Returns:
             The dialogue to go on with, and the recap's call records (none if it fitted).
         """
-        reserve = reply_tokens + self.config.max_reflection_tokens
-        if len(dialogue["messages"]) <= len(opening) or not chat.outgrows(
-            dialogue, new, reserve, await self.context_length()
-        ):
+        request = fill(prompt, "recap")
+        reserve = reply_tokens + self.config.max_reflection_tokens + len(request)
+        counted, since = chat.split(dialogue)
+        if not counted or not chat.outgrows(dialogue, new, reserve, await self.context_length()):
             return dialogue, []
+        # What was counted had room for a reply and this request, so that the recap of it fits whatever came since.
         recap = await self.ask(
             "recap",
-            chat.say(dialogue, fill(prompt, "recap"))["messages"],
+            [*counted, {"role": "user", "content": request}],
             parse_text,
             self.config.max_reflection_tokens,
             role=role,
@@ -121,4 +143,4 @@ class Stage:
         )
         if recap.value is None:
             return dialogue, recap.calls
-        return chat.say(chat.begin(opening), fill(prompt, "recalled", summary=recap.value)), recap.calls
+        return chat.resumed(opening, fill(prompt, "recalled", summary=recap.value), since), recap.calls

@@ -38,13 +38,13 @@ class Dialogue(TypedDict):
 
     Keys:
         messages: `{"role", "content"}`; the last prompt sent, its completion, and what was said to the speaker since.
-        tokens: size of the last prompt and its completion, as the server counted them.
-        unread: UTF-8 bytes said to the speaker since that count.
+        counted: how many of the messages the server has counted: the last prompt and its completion.
+        tokens: their size, as the server counted it.
     """
 
     messages: list[dict[str, str]]
+    counted: int
     tokens: int
-    unread: int
 
 
 class Unread(TypedDict):
@@ -86,11 +86,20 @@ class RoleTask(TypedDict):
 
 
 class SceneInput(TypedDict):
-    """What a scene starts from."""
+    """What a scene starts from.
+
+    Keys:
+        question: the text to answer.
+        draft: the answer to rehearse; without it the model drafts one.
+        cast: who is in the scene, as `records.Cast`; without it the model casts the scene.
+        given: which of draft and cast come with this input. Without it those that equal what the last scene left on
+            the same thread do not count as given.
+    """
 
     question: str
     draft: NotRequired[str | None]
     cast: NotRequired[Plain | None]
+    given: NotRequired[list[str] | None]
 
 
 class SceneState(SceneInput, total=False):

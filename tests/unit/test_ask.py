@@ -279,7 +279,7 @@ async def test_chat_vllm_gets_sampling_and_schema_with_the_call() -> None:
     model = LocalVLLM(model="m", base_url="http://127.0.0.1:9/v1", api_key="k")
     answer = await asked(model, question(schema=SCHEMA))
     assert answer.text == json.dumps({"action": "['max_tokens', 'structured_outputs', 'temperature']"})
-    assert answer.calls[0]["sampling"] == {"temperature": 0.5, "max_tokens": 9}
+    assert answer.calls[0]["sampling"] == {"temperature": 0.5, "max_tokens": 9, "structured_outputs": {"json": SCHEMA}}
     assert answer.calls[0]["model"] == "m"
 
 

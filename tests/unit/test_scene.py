@@ -32,7 +32,7 @@ configs = st.builds(
     steps=st.integers(1, 5),
     max_rounds=st.none() | st.integers(1, 9),
     max_calls=st.sampled_from([4, 20, 60, 500]),
-    max_output_tokens=st.sampled_from([256, 20_000, 100_000]),
+    max_output_tokens=st.sampled_from([256, 3_000, 20_000, 100_000]),
     context_length=st.sampled_from([1024, 4096, None]),
 )
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
