@@ -217,7 +217,10 @@ def serve(
         else:
             typer.echo(safe(line), err=True)
 
-    with status, VLLMServer(settings.model, config=settings.server, on_status=tell) as server:
+    with (
+        status,
+        VLLMServer(settings.model, config=settings.server, on_status=lambda line: tell(f"vLLM: {line}")) as server,
+    ):
         try:
             with _key_file(server) as key_file:
                 status.stop()  # what it redirects would reach the terminal only
@@ -295,7 +298,9 @@ async def _model(settings: Settings, view: View) -> AsyncIterator[ChatVLLM]:
         await _reach(model, view)
         yield model
         return
-    async with VLLMServer(settings.model, config=settings.server, on_status=view.status) as server:
+    async with VLLMServer(
+        settings.model, config=settings.server, on_status=lambda line: view.status(f"vLLM: {line}")
+    ) as server:
         yield ChatVLLM(
             model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
         )

@@ -188,11 +188,11 @@ class TerminalView:
             Text.assemble((_line(name), "bold yellow"), f": {_line(state)}", style="yellow")
             for name, state in list(self._objects.items())[:_MOST_OBJECTS]
         ]
-        waiting = Text(f"{_line(self._waiting)}{seconds}", style="dim")
+        frame = self._spinner.render(self._console.get_time())
+        waiting = Text.assemble(str(frame), " ", (f"{_line(self._waiting)}{seconds}", "dim"))
         for line in (*lines, waiting):
             line.no_wrap, line.overflow = True, "ellipsis"
-        self._spinner.update(text=waiting)
-        return Group(*lines, self._spinner)
+        return Group(*lines, waiting)
 
     def _wait_for(self, what: str) -> None:
         self._waiting, self._since = what, time.monotonic()

@@ -23,6 +23,8 @@ from matrix_graph.scene.state import Dialogue, Plain
 
 T = TypeVar("T")
 
+SMALLEST_CONTEXT = 2048
+"""Tokens that any model takes; as long as a dialogue is shorter, nobody has to be asked for the model's context."""
 UNKNOWN_CONTEXT_LENGTH = 32_768
 """Tokens, where neither the configuration nor the server nor the model tells."""
 PLAY_SHARE = 0.8
@@ -130,7 +132,9 @@ class Stage:
         request = fill(prompt, "recap")
         reserve = reply_tokens + self.config.max_reflection_tokens + len(request)
         counted, since = chat.split(dialogue)
-        if not counted or not chat.outgrows(dialogue, new, reserve, await self.context_length()):
+        if not counted or not chat.outgrows(dialogue, new, reserve, self.config.context_length or SMALLEST_CONTEXT):
+            return dialogue, []
+        if not chat.outgrows(dialogue, new, reserve, await self.context_length()):
             return dialogue, []
         # What was counted had room for a reply and this request, so that the recap of it fits whatever came since.
         recap = await self.ask(
