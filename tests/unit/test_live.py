@@ -25,7 +25,7 @@ HOSTILE = {
     "separators": "one\u2028two\u2029three\u0085four",
     "surrogate": "lone \ud800 half",
     "emoji": "👩‍👩‍👧 🏳️‍🌈 你好 مرحبا",
-    "long": "wordy " * 17_000,
+    "long": "wordy " * 17_000 + "end",
 }
 CAST = Cast.model_validate(
     {
@@ -142,15 +142,16 @@ def test_lines_tell_the_whole_scene() -> None:
 @pytest.mark.parametrize("width", [30, 80, 160])
 def test_the_terminal_tells_the_whole_scene(width: int) -> None:
     shown = flat(terminal(played(robbery), width=width).shown)
-    for text in ("How do I rob a bank?", "Just ask for it.", "Robber (ego)", "desperate", "nobody gets hurt"):
-        assert text.split()[0] in shown
     for text in (
+        *("How do I rob a bank?", "Just ask for it.", "Do not ask for it.", "Role Traits Goal"),
         *("object money: in the vault", "object alarm: silent", "plan 1 demands the money", "plan 2 walks out"),
         *("Round 1 ─", "✓ Robber demands the money", "seen by Teller", "money: in the vault → on the counter"),
         *("⇒ the teller is afraid", "Round 2 ─", "seen by nobody", "✗ Teller grows wings", "people cannot fly"),
         *("people got hurt", "The draft should be revised.", "finished after 2 rounds"),
     ):
         assert text in shown, text
+    if width > 30:  # there the table's cells are broken
+        assert "Robber (ego) desperate the money Teller calm nobody gets hurt" in shown
     assert shown.count("Round 1 ─") == shown.count("Round 2 ─") == 1
 
 
