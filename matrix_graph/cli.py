@@ -85,7 +85,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 @app.command()
 def rehearse(
-    question: Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")],
+    question: Annotated[
+        str, typer.Argument(help="The question, or - to read it from standard input.", metavar="QUESTION")
+    ],
     draft: Annotated[str | None, typer.Option(help="The answer to rehearse. Default: the model's own.")] = None,
     cast: Annotated[
         Path | None, typer.Option(help="YAML file with ego, roles, objects, plan. Default: the model casts the scene.")

@@ -132,16 +132,16 @@ def to_scene_input(value: RehearsalInput) -> SceneInput:
         return _input(value)
     if isinstance(value, Mapping):
         if "messages" in value:
-            return _from_messages(value["messages"])
+            return to_scene_input(value["messages"])
         if "question" not in value:
-            raise TypeError(f'The mapping has the keys {sorted(value)}; it needs "question" (or "messages").')
+            raise TypeError(f'The mapping has the keys {sorted(map(str, value))}; it needs "question" (or "messages").')
         cast = value.get("cast")
         return _input(
             value["question"],
             value.get("draft"),
             cast.model_dump(mode="json") if isinstance(cast, Cast) else cast,
         )
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return _from_messages(value)
     raise TypeError(f"A rehearsal takes a question, a mapping or messages, not {type(value).__name__}.")
 
@@ -164,7 +164,13 @@ def to_result(state: Mapping[str, Any]) -> RehearsalResult:
 
 
 def _from_messages(messages: Any) -> SceneInput:
-    chat: list[BaseMessage] = convert_to_messages(messages)
+    try:
+        chat: list[BaseMessage] = convert_to_messages(messages)
+    except (NotImplementedError, ValueError) as error:
+        raise TypeError(
+            f"The sequence holds no chat messages ({error}). Give LangChain messages, (role, text) pairs or "
+            '{"role", "content"} mappings; or a question as a text.'
+        ) from error
     draft = None
     if chat and isinstance(chat[-1], AIMessage):
         draft = str(chat[-1].text)

@@ -58,7 +58,7 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
         return {**start, "draft": None, **failed(error)}
     start["question"] = question = clean(question)
     stage.emit({"type": "question", "question": question})
-    if given is not None and given.strip():
+    if given := given if given and given.strip() else None:
         start["draft"] = clean(given)
     else:
         answer = await stage.ask(

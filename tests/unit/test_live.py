@@ -218,7 +218,7 @@ def test_unknown_events_are_passed_over() -> None:
     assert terminal([{"type": "of a later release"}]).shown == ""
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_scenes_are_shown_in_full(seed: int) -> None:
     rehearsal = Rehearsal(ScriptedModel(seed=seed, nonsense=0.1), config=SceneConfig(steps=3))
     events = list(rehearsal.stream("What now?"))

@@ -127,3 +127,15 @@ def test_an_empty_question_fails_the_scene(question: str) -> None:
     result = Rehearsal(ScriptedModel()).invoke(question)
     assert result["status"] == "failed"
     assert result["error"] is not None and "question is empty" in result["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], b"Why?", [("bogus", "x")], [{"content": "x"}], {1: 2, "a": 3}, {"messages": None}]
+)
+def test_what_is_no_question_says_what_is(value: Any) -> None:
+    with pytest.raises(TypeError, match="question"):
+        to_scene_input(value)
+
+
+def test_a_text_in_the_place_of_messages_is_the_question() -> None:
+    assert to_scene_input({"messages": "Why?"})["question"] == "Why?"

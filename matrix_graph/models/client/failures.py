@@ -56,7 +56,7 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
     said = without_key(said, key)
     if status in (408, 429) or status >= 500:
         return TryAgainError(f"HTTP {status}: {said}", wait=wait, lost=status >= 500)
-    what = f"{where} answered HTTP {status}: {said}"
+    what = f"{where} answered HTTP {status}: {said.rstrip('.')}."
     if status in (400, 413, 422) and _TOO_LONG.search(said):
         advice = "Shorten the prompt, lower max_tokens, or serve the model with a longer --max-model-len."
         return ContextLengthError(f"{what} {advice}", status=status)

@@ -174,7 +174,9 @@ class ServerWatch:
         while True:
             tried = self._in_succession
             if tried >= self._config.max_restarts:
-                raise ServerError(f"The vLLM server was given up after {tried} restarts in succession. {message}")
+                raise ServerError(
+                    f"The vLLM server was given up after {tried} restart{'s' * (tried != 1)} in succession. {message}"
+                )
             delay = min(self._config.restart_backoff * 2**tried, _LONGEST_BACKOFF)
             notice = f"{died}; restart {tried + 1} of {self._config.max_restarts} in {delay:g} s"
             _log.warning("%s", notice)
