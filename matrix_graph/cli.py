@@ -10,13 +10,8 @@ import io
 import json
 import logging
 import os
-import re
-import shlex
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -29,9 +24,6 @@ from matrix_graph.errors import (
     CastError,
     ConfigError,
     MatrixGraphError,
-    ModelRequestError,
-    ModelUnavailableError,
-    ServerError,
     TraceError,
 )
 from matrix_graph.traces.export import ExportFormat, Include
@@ -39,12 +31,8 @@ from matrix_graph.traces.export import ExportFormat, Include
 if TYPE_CHECKING:
     from matrix_graph.compose.rehearsal import RehearsalResult
     from matrix_graph.config import Settings
-    from matrix_graph.live import View
-    from matrix_graph.models.chat_vllm import ChatVLLM
-    from matrix_graph.models.server import VLLMServer
     from matrix_graph.records import Cast, Trace
 
-_REACH_SECONDS = 6.0
 """How long a server that has not answered yet is tried."""
 
 app = typer.Typer(
@@ -134,9 +122,11 @@ async def _rehearse(
     from matrix_graph.live import view_for
 
     with view_for(console) as view:
-        from matrix_graph.compose.rehearsal import Rehearsal  # takes a second, in which people see that it starts
+        # These imports take a second, in which people see that it starts.
+        from matrix_graph.compose.rehearsal import Rehearsal
+        from matrix_graph.connect import connected_model
 
-        async with _model(settings, view) as model:
+        async with connected_model(settings, view.status) as model:
             rehearsal = Rehearsal(model, cast=cast, config=settings.scene)
             async for event in rehearsal.astream({"question": question, "draft": draft}):
                 view.show(event)
@@ -202,77 +192,11 @@ def serve(
 
         matrix-graph serve --adapter kind=adapters/kind
     """
-    from rich.text import Text
-
-    from matrix_graph.live import safe
-    from matrix_graph.models.server import VLLMServer
+    from matrix_graph.foreground import serve_until_stopped
 
     options: dict[str, Any] = {"port": port, "adapters": dict(_adapter(text) for text in adapter or [])}
     server_options = {name: value for name, value in options.items() if value is not None and value != {}}
-    settings = _settings(config, model, None, {}, server_options)
-    console = Console(stderr=True)
-    status = console.status("starting vLLM")
-
-    def tell(line: str) -> None:
-        if console.is_terminal:
-            status.update(Text(safe(line)))  # the engine's words: in them "[...]" is no markup
-        else:
-            typer.echo(safe(line), err=True)
-
-    with (
-        status,
-        VLLMServer(settings.model, config=settings.server, on_status=lambda line: tell(f"vLLM: {line}")) as server,
-    ):
-        try:
-            with _key_file(server) as key_file:
-                status.stop()  # what it redirects would reach the terminal only
-                _announce(server.base_url, server.model_name, key_file, server.log_path, as_json)
-                status.start()
-                tell("serving; Ctrl-C stops it")
-                _until_it_fails(server)
-        finally:
-            tell("stopping vLLM")
-
-
-@contextmanager
-def _key_file(server: VLLMServer) -> Iterator[Path]:
-    """A file with the server's key that only this user can read, and that is gone with the server."""
-    from matrix_graph.models.bundled import cache_directory
-
-    path = cache_directory() / "keys" / f"{server.base_url.rsplit(':', 1)[1].split('/')[0]}.key"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.unlink(missing_ok=True)  # one that a killed server left may have other rights
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(server.api_key)
-    except OSError as error:
-        raise ServerError(
-            f"The key cannot be kept in {path}: {error}. Name another folder: MATRIX_GRAPH_CACHE."
-        ) from error
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _announce(base_url: str, model: str, key_file: Path, log: Path, as_json: bool) -> None:
-    if as_json:
-        line = json.dumps({"base_url": base_url, "model": model, "key_file": str(key_file), "log": str(log)})
-    else:
-        line = (
-            f"serving {model} at {base_url}\nlog: {log}\nIn another terminal:\n"
-            f'  export MATRIX_GRAPH_BASE_URL={base_url} VLLM_API_KEY="$(cat {shlex.quote(str(key_file))})"\n'
-            '  matrix-graph rehearse "How do I ...?"'
-        )
-    typer.echo(line)
-    sys.stdout.flush()
-
-
-def _until_it_fails(server: VLLMServer) -> NoReturn:
-    while True:
-        time.sleep(1)
-        if not server.running:
-            asyncio.run(server.wait_ready(None))  # raises when the server is given up, with the last lines of its log
+    serve_until_stopped(_settings(config, model, None, {}, server_options), as_json=as_json)
 
 
 @app.command()
@@ -284,51 +208,6 @@ def install_engine() -> None:
     from matrix_graph.models.engine import install_engine as install
 
     install(typer.echo)
-
-
-@asynccontextmanager
-async def _model(settings: Settings, view: View) -> AsyncIterator[ChatVLLM]:
-    """The one chat model of a command: on the given server, or on one of our own that ends with the command."""
-    from pydantic import SecretStr
-
-    from matrix_graph.models.chat_vllm import ChatVLLM
-    from matrix_graph.models.server import VLLMServer
-
-    if settings.base_url is not None:
-        key = {"api_key": settings.api_key} if settings.api_key else {}
-        model = ChatVLLM(model=settings.model, base_url=settings.base_url, **key)
-        await _reach(model, view)
-        yield model
-        return
-    async with VLLMServer(
-        settings.model, config=settings.server, on_status=lambda line: view.status(f"vLLM: {line}")
-    ) as server:
-        yield ChatVLLM(
-            model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
-        )
-
-
-async def _reach(model: ChatVLLM, view: View) -> None:
-    """Find out within seconds, rather than in the middle of a scene, that nobody answers or that the key is wrong."""
-    url = re.sub(r"//[^/]*@", "//", model.base_url)
-    view.status(f"using {url}")
-    patience = f"no answer from {url} yet; trying for {_REACH_SECONDS:g} s"
-    notice = asyncio.get_running_loop().call_later(1, view.status, patience)
-    probe = model.model_copy(update={"timeout": 10.0, "give_up_after": _REACH_SECONDS})
-    try:
-        await probe.acontext_length()
-    except ModelUnavailableError as error:
-        raise ModelUnavailableError(
-            f"No model server answers at {url}: {error.__cause__ or error}.\n"
-            "Start it, or correct --base-url; without --base-url, vLLM is started for you."
-        ) from error
-    except ModelRequestError as error:
-        # Some servers list no models; they can be used all the same where the model is named.
-        if error.status in (401, 403) or not model.model:
-            hint = " The base URL is the root of the API, which usually ends in /v1." if error.status == 404 else ""
-            raise ModelRequestError(f"{error}{hint}", status=error.status) from error
-    finally:
-        notice.cancel()
 
 
 def _settings(

@@ -599,7 +599,7 @@ def test_serve_ends_with_1_when_the_engine_dies_for_good(
     os.kill(pids(shell.folder / "pids.json")[0], signal.SIGKILL)
     returned, _, errors = ended(process, 15)
     assert returned == 1
-    assert "Error: The vLLM server was given up after 1 restarts in succession." in errors
+    assert "Error: The vLLM server was given up after 1 restart in succession." in errors
     assert "the stub fails to start" in errors[errors.index("Error: ") :]
     assert errors.count("restart 1 of 1") == 1
     assert not Path(told["key_file"]).exists()

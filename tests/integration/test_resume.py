@@ -15,7 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ CAST = Cast(
     objects=[SocialObject(name="door", state="closed")],
 )
 CASTS = {"generated": None, "given": CAST}
+CHANCES: dict[str, Any] = {"plausible": 0.8, "nonsense": 0.12, "harmless": 0.3}
 
 
 class Mortal(ScriptedModel):
@@ -57,9 +58,23 @@ class Mortal(ScriptedModel):
         return super()._reply(messages, metadata, schema)
 
 
-def model(**options: Any) -> Mortal:
+def model(kind: str, **options: Any) -> Mortal:
     """A scene with rejections, silence and a revision, so that there is something to lose."""
-    return Mortal(**{"seed": 13, "plausible": 0.8, "nonsense": 0.05, "harmless": 0.3, **options})
+    return Mortal(**{"seed": eventful_seed(kind), **CHANCES, **options})
+
+
+@cache
+def eventful_seed(kind: str) -> int:
+    """The first seed whose scene is long and has all that can be lost; the prompts decide which that is."""
+
+    def eventful(seed: int) -> bool:
+        player = Mortal(seed=seed, **CHANCES)
+        state = scene(kind, None, player).invoke({"question": QUESTION}, {"recursion_limit": 99})
+        rejected = any(not event["plausible"] for event in state["events"])
+        lost = state["failures"] or state["revised"]
+        return bool(len(state["calls"]) >= 19 and state["round"] >= 4 and rejected and lost)
+
+    return next(seed for seed in range(500) if eventful(seed))
 
 
 def scene(kind: str, saver: Any, model: ScriptedModel) -> Any:
@@ -80,7 +95,7 @@ def kept(state: dict[str, Any]) -> dict[str, Any]:
 
 def expected(kind: str) -> dict[str, Any]:
     """The final state of a run that nothing stopped and nobody saved."""
-    return kept(scene(kind, None, model()).invoke({"question": QUESTION}, {"recursion_limit": 99}))
+    return kept(scene(kind, None, model(kind)).invoke({"question": QUESTION}, {"recursion_limit": 99}))
 
 
 # ---- the programs ---------------------------------------------------------------------------------------------------
@@ -91,7 +106,7 @@ def steps(kind: str, folder: Path) -> int:
     wanted = expected(kind)
     count = 0
     with SqliteSaver.from_conn_string(str(folder / "steps.sqlite")) as saver:
-        app = scene(kind, saver, model())
+        app = scene(kind, saver, model(kind))
         app.invoke({"question": QUESTION}, thread("all"), interrupt_after="*")
         while app.get_state(thread("all")).next:
             app.invoke(None, thread("all"), interrupt_after="*")
@@ -116,7 +131,7 @@ async def asteps(kind: str, folder: Path) -> int:
         while True:
             stop += 1
             seen = 0
-            app = scene(kind, saver, model())
+            app = scene(kind, saver, model(kind))
             stream = app.astream({"question": QUESTION}, thread(stop), stream_mode="values", durability="sync")
             async for _ in stream:
                 seen += 1
@@ -126,7 +141,7 @@ async def asteps(kind: str, folder: Path) -> int:
             if not (await app.aget_state(thread(stop))).next:
                 assert kept((await app.aget_state(thread(stop))).values) == wanted
                 return stop - 1
-            app = scene(kind, saver, model())
+            app = scene(kind, saver, model(kind))
             assert kept(await app.ainvoke(None, thread(stop))) == wanted
 
 
@@ -147,16 +162,16 @@ def kills(kind: str, folder: Path) -> int:
 
     def play(dies_at: int) -> None:
         with SqliteSaver.from_conn_string(file) as saver:
-            app = scene(kind, saver, model(dies_at=dies_at))
+            app = scene(kind, saver, model(kind, dies_at=dies_at))
             app.invoke({"question": QUESTION}, thread(dies_at), durability="sync")
 
+    wanted = expected(kind)
     calls = 0
     while died(partial(play, calls + 1)):
         calls += 1
-    wanted = expected(kind)
     with SqliteSaver.from_conn_string(file) as saver:
         for dies_at in range(1, calls + 1):
-            living = model()
+            living = model(kind)
             app = scene(kind, saver, living)
             state = app.get_state(thread(dies_at))
             assert state.next
@@ -171,21 +186,21 @@ def akills(kind: str, folder: Path) -> int:
 
     async def aplay(dies_at: int) -> None:
         async with AsyncSqliteSaver.from_conn_string(file) as saver:
-            app = scene(kind, saver, model(dies_at=dies_at))
+            app = scene(kind, saver, model(kind, dies_at=dies_at))
             await app.ainvoke({"question": QUESTION}, thread(dies_at), durability="sync")
 
     def play(dies_at: int) -> None:
         asyncio.run(aplay(dies_at))
 
+    wanted = expected(kind)
     calls = 0
     while died(partial(play, calls + 1)):
         calls += 1
-    wanted = expected(kind)
 
     async def go_on() -> None:
         async with AsyncSqliteSaver.from_conn_string(file) as saver:
             for dies_at in range(1, calls + 1):
-                assert kept(await scene(kind, saver, model()).ainvoke(None, thread(dies_at))) == wanted
+                assert kept(await scene(kind, saver, model(kind)).ainvoke(None, thread(dies_at))) == wanted
 
     asyncio.run(go_on())
     return calls
@@ -194,7 +209,7 @@ def akills(kind: str, folder: Path) -> int:
 def begin(kind: str, folder: Path) -> int:
     """Begin one scene for each superstep to stop after, then die of SIGKILL."""
     with SqliteSaver.from_conn_string(str(folder / "processes.sqlite")) as saver:
-        app = scene(kind, saver, model())
+        app = scene(kind, saver, model(kind))
         stop = 0
         while True:
             stop += 1
@@ -212,7 +227,7 @@ async def finish(kind: str, folder: Path) -> int:
     """Finish, in a new process and with the other saver, what `begin` left."""
     wanted = await asyncio.to_thread(expected, kind)
     async with AsyncSqliteSaver.from_conn_string(str(folder / "processes.sqlite")) as saver:
-        app = scene(kind, saver, model())
+        app = scene(kind, saver, model(kind))
         stop = 1
         while (await app.aget_state(thread(stop))).next:
             assert kept(await app.ainvoke(None, thread(stop))) == wanted
@@ -224,7 +239,7 @@ def settings(kind: str, folder: Path) -> int:
     """Settings of the run itself, given as its context, hold again when they are given again."""
     other = CONFIG.model_copy(update={"max_rounds": 2})
     with SqliteSaver.from_conn_string(str(folder / "settings.sqlite")) as saver:
-        app = scene(kind, saver, model())
+        app = scene(kind, saver, model(kind))
         app.invoke({"question": QUESTION}, thread("c"), context=other, interrupt_after=["cast"])
         assert app.get_state(thread("c")).next
         trace = to_trace(app.invoke(None, thread("c"), context=other))

@@ -1,0 +1,58 @@
+"""From settings to the one chat model of a command: on a server that already runs, or on one of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from pydantic import SecretStr
+
+from matrix_graph.config import Settings
+from matrix_graph.errors import ModelRequestError, ModelUnavailableError
+from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.server import VLLMServer
+
+_REACH_SECONDS = 6.0
+"""How long a server that already runs is waited for before a command begins."""
+
+
+@asynccontextmanager
+async def connected_model(settings: Settings, status: Callable[[str], None]) -> AsyncIterator[ChatVLLM]:
+    """The one chat model of a command: on the given server, or on one of our own that ends with the command."""
+    if settings.base_url is not None:
+        key = {"api_key": settings.api_key} if settings.api_key else {}
+        model = ChatVLLM(model=settings.model, base_url=settings.base_url, **key)
+        await _reach(model, status)
+        yield model
+        return
+    async with VLLMServer(
+        settings.model, config=settings.server, on_status=lambda line: status(f"vLLM: {line}")
+    ) as server:
+        yield ChatVLLM(
+            model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
+        )
+
+
+async def _reach(model: ChatVLLM, status: Callable[[str], None]) -> None:
+    """Find out within seconds, rather than in the middle of a scene, that nobody answers or that the key is wrong."""
+    url = re.sub(r"//[^/]*@", "//", model.base_url)
+    status(f"using {url}")
+    patience = f"no answer from {url} yet; trying for {_REACH_SECONDS:g} s"
+    notice = asyncio.get_running_loop().call_later(1, status, patience)
+    probe = model.model_copy(update={"timeout": 10.0, "give_up_after": _REACH_SECONDS})
+    try:
+        await probe.acontext_length()
+    except ModelUnavailableError as error:
+        raise ModelUnavailableError(
+            f"No model server answers at {url}: {error.__cause__ or error}.\n"
+            "Start it, or correct --base-url; without --base-url, vLLM is started for you."
+        ) from error
+    except ModelRequestError as error:
+        # Some servers list no models; they can be used all the same where the model is named.
+        if error.status in (401, 403) or not model.model:
+            hint = " The base URL is the root of the API, which usually ends in /v1." if error.status == 404 else ""
+            raise ModelRequestError(f"{error}{hint}", status=error.status) from error
+    finally:
+        notice.cancel()

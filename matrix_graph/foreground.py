@@ -1,0 +1,101 @@
+"""The shared vLLM server in the foreground, as `matrix-graph serve` runs it, until it is stopped or fails for good.
+
+Its key is shown nowhere: it is kept in a file that only this user can read, and that is gone with the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from matrix_graph.config import Settings
+from matrix_graph.errors import ServerError
+from matrix_graph.live import safe
+from matrix_graph.models.bundled import cache_directory
+from matrix_graph.models.server import VLLMServer
+
+
+def serve_until_stopped(settings: Settings, *, as_json: bool) -> None:
+    """Start the server, say how to use it, and watch it until this process is interrupted.
+
+    Args:
+        settings: which model, and how it is served.
+        as_json: say it as one JSON object: base_url, model, key_file, log.
+
+    Raises:
+        ServerError: the server cannot be started, or died for good; holds the last lines of its log.
+        PrerequisiteError: vLLM is not installed; holds the command.
+    """
+    console = Console(stderr=True)
+    status = console.status("starting vLLM")
+
+    def tell(line: str) -> None:
+        if console.is_terminal:
+            status.update(Text(safe(line)))  # the engine's words: in them "[...]" is no markup
+        else:
+            typer.echo(safe(line), err=True)
+
+    with (
+        status,
+        VLLMServer(settings.model, config=settings.server, on_status=lambda line: tell(f"vLLM: {line}")) as server,
+    ):
+        try:
+            with _key_file(server) as key_file:
+                status.stop()  # what it redirects would reach the terminal only
+                _announce(server.base_url, server.model_name, key_file, server.log_path, as_json)
+                status.start()
+                tell("serving; Ctrl-C stops it")
+                _until_it_fails(server)
+        finally:
+            tell("stopping vLLM")
+
+
+@contextmanager
+def _key_file(server: VLLMServer) -> Iterator[Path]:
+    """A file with the server's key that only this user can read, and that is gone with the server."""
+    path = cache_directory() / "keys" / f"{server.base_url.rsplit(':', 1)[1].split('/')[0]}.key"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.unlink(missing_ok=True)  # one that a killed server left may have other rights
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(server.api_key)
+    except OSError as error:
+        raise ServerError(
+            f"The key cannot be kept in {path}: {error}. Name another folder: MATRIX_GRAPH_CACHE."
+        ) from error
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _announce(base_url: str, model: str, key_file: Path, log: Path, as_json: bool) -> None:
+    if as_json:
+        line = json.dumps({"base_url": base_url, "model": model, "key_file": str(key_file), "log": str(log)})
+    else:
+        line = (
+            f"serving {model} at {base_url}\nlog: {log}\nIn another terminal:\n"
+            f'  export MATRIX_GRAPH_BASE_URL={base_url} VLLM_API_KEY="$(cat {shlex.quote(str(key_file))})"\n'
+            '  matrix-graph rehearse "How do I ...?"'
+        )
+    typer.echo(line)
+    sys.stdout.flush()
+
+
+def _until_it_fails(server: VLLMServer) -> NoReturn:
+    while True:
+        time.sleep(1)
+        if not server.running:
+            asyncio.run(server.wait_ready(None))  # raises when the server is given up, with the last lines of its log
