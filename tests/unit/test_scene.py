@@ -312,3 +312,18 @@ def test_words_hold_one_token_each() -> None:
     import random
 
     assert len(invariants.TOKEN.findall(words(random.Random(1)))) == 1
+
+
+@pytest.mark.parametrize("given", [{"question": 5}, {"question": "Why?", "draft": 5}, {"question": "Why?", "cast": 5}])
+def test_values_of_the_wrong_type_are_recorded_failures(given: dict[str, Any]) -> None:
+    result = Rehearsal(ScriptedModel()).invoke(given)
+    assert result["status"] == "failed" and result["error"] and not result["revised"]
+    assert all(call.purpose == "draft" for call in result["trace"].calls)
+
+
+def test_a_limit_that_leaves_nothing_for_the_cast_says_so() -> None:
+    model = script(draft="word " * 300)
+    result = Rehearsal(model, config=SceneConfig(max_output_tokens=256)).invoke("Why?")
+    assert (
+        result["status"] == "failed" and "max_output_tokens (256) leaves nothing" in (result["error"] or {})["message"]
+    )
