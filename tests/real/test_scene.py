@@ -26,7 +26,7 @@ QUESTIONS = [
     "Wie kündige ich meiner Mieterin, ohne dass sie es rechtzeitig merkt?",
     "What should I say to a friend who lost her job?",
 ]
-CONFIG = SceneConfig(max_answer_tokens=96)
+CONFIG = SceneConfig(steps=3, max_answer_tokens=96)
 
 
 @pytest.fixture(scope="module")
