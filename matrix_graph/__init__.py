@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from matrix_graph.batch.runner import run_batch
     from matrix_graph.compose.rehearsal import Rehearsal
     from matrix_graph.config import SceneConfig
     from matrix_graph.models.chat_vllm import ChatVLLM
@@ -32,6 +33,7 @@ __all__ = [
     "VLLMServer",
     "create_scene",
     "read_traces",
+    "run_batch",
 ]
 
 _HOMES = {
@@ -46,6 +48,7 @@ _HOMES = {
     "VLLMServer": "models.server",
     "create_scene": "scene.graph",
     "read_traces": "traces.store",
+    "run_batch": "batch.runner",
 }
 
 

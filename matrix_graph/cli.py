@@ -1,4 +1,4 @@
-"""The command line: `matrix-graph rehearse | export | serve | install-engine`.
+"""The command line: `matrix-graph rehearse | run | status | export | serve | install-engine`.
 
 Every command says what it is doing, leaves with code 0 only if all is well, and tells what to do when it is not.
 """
@@ -9,7 +9,6 @@ import asyncio
 import io
 import json
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -20,20 +19,15 @@ import typer
 from rich.console import Console
 
 import matrix_graph
-from matrix_graph.errors import (
-    CastError,
-    ConfigError,
-    MatrixGraphError,
-    TraceError,
-)
+from matrix_graph.batch.questions import InputFormat
+from matrix_graph.errors import ConfigError, MatrixGraphError, TraceError
+from matrix_graph.options import adapter_from, cast_from, require_folder, settings_from, standard_input
 from matrix_graph.traces.export import ExportFormat, Include
 
 if TYPE_CHECKING:
     from matrix_graph.compose.rehearsal import RehearsalResult
     from matrix_graph.config import Settings
     from matrix_graph.records import Cast, Trace
-
-"""How long a server that has not answered yet is tried."""
 
 app = typer.Typer(
     name="matrix-graph",
@@ -60,6 +54,9 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="YAML file with settings; see `configs/`.", metavar="FILE"),
 ]
+RolesOption = Annotated[int | None, typer.Option(help="Other people in the scene. [default: 3]")]
+StepsOption = Annotated[int | None, typer.Option(help="The most steps of the ego's plan. [default: 4]")]
+TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature. [default: 0.2]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; the rest on stderr.")]
 
 
@@ -86,9 +83,9 @@ def rehearse(
     model: ModelOption = None,
     base_url: BaseUrlOption = None,
     config: ConfigOption = None,
-    roles: Annotated[int | None, typer.Option(help="Other people in the scene. [default: 3]")] = None,
-    steps: Annotated[int | None, typer.Option(help="The most steps of the ego's plan. [default: 4]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature. [default: 0.2]")] = None,
+    roles: RolesOption = None,
+    steps: StepsOption = None,
+    temperature: TemperatureOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rehearse one question and watch the scene.
@@ -100,15 +97,14 @@ def rehearse(
 
         matrix-graph rehearse "..." --base-url http://127.0.0.1:8000/v1 --model my-model --json
     """
-    scene = {"roles": roles, "steps": steps, "temperature": temperature}
-    settings = _settings(config, model, base_url, {name: value for name, value in scene.items() if value is not None})
-    text = _standard_input() if question == "-" else question
+    settings = settings_from(config, model, base_url, _scene(roles, steps, temperature))
+    text = standard_input() if question == "-" else question
     if not text.strip():
         raise ConfigError('The question is empty. Give one: matrix-graph rehearse "How do I ...?"')
     if draft is not None and not draft.strip():
         raise ConfigError("The draft is empty. Leave --draft out to have the model write one.")
-    people = _cast(cast)
-    _require_folder(out)
+    people = cast_from(cast)
+    require_folder(out)
     result = asyncio.run(_rehearse(settings, text, draft, people, out, Console(stderr=as_json)))
     if as_json:
         typer.echo(result["trace"].to_json_line().encode())
@@ -136,6 +132,11 @@ async def _rehearse(
     return result
 
 
+def _scene(roles: int | None, steps: int | None, temperature: float | None) -> dict[str, Any]:
+    given = {"roles": roles, "steps": steps, "temperature": temperature}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _keep(out: Path, trace: Trace) -> list[Path]:
     from matrix_graph.traces.diagram import to_markdown, to_mermaid
     from matrix_graph.traces.store import append_trace
@@ -148,6 +149,91 @@ def _keep(out: Path, trace: Trace) -> list[Path]:
         except OSError as error:
             raise TraceError(f"{kept[-1]} cannot be written: {error.strerror}. The trace is in {kept[0]}.") from error
     return kept
+
+
+@app.command()
+def run(
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON lines or CSV with the columns question, and draft and id if you like; - is standard input.",
+            metavar="QUESTIONS",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. The same folder again goes on there.")],
+    format: Annotated[
+        InputFormat, typer.Option("--format", "-f", help="How the questions are written; auto goes by the name.")
+    ] = InputFormat.auto,
+    cast: Annotated[
+        Path | None, typer.Option(help="YAML file with ego, roles, objects, plan. Default: the model casts each scene.")
+    ] = None,
+    model: ModelOption = None,
+    base_url: BaseUrlOption = None,
+    config: ConfigOption = None,
+    roles: RolesOption = None,
+    steps: StepsOption = None,
+    temperature: TemperatureOption = None,
+    max_scenes: Annotated[
+        int | None, typer.Option(min=1, help="Scenes in flight at most. Default: twice --max-requests.")
+    ] = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option(min=1, help="Model calls in flight at most. Default: what the server's cache has room for."),
+    ] = None,
+    give_up_after: Annotated[
+        float, typer.Option(min=0, help="Seconds that the server may be away; no scene fails meanwhile.")
+    ] = 3600.0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Play questions again whose scenes failed in earlier starts.")
+    ] = False,
+    force_new_settings: Annotated[
+        bool,
+        typer.Option("--force-new-settings", help="Go on in a folder that was begun under other settings."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Rehearse many questions side by side; start it again and it does what is missing.
+
+    OUT/traces.jsonl gets a line a scene, OUT/rejected.jsonl the rows that are no questions, OUT/summary.json how it
+    stands. Ctrl-C once finishes what was begun, twice stops at once. Nothing that is done is ever done again.
+
+        matrix-graph run questions.jsonl --out runs/first --base-url http://127.0.0.1:8000/v1
+
+        matrix-graph status runs/first
+
+        matrix-graph export runs/first --format messages --out sft.jsonl
+    """
+    from matrix_graph.batch.command import run_questions
+
+    settings = settings_from(config, model, base_url, _scene(roles, steps, temperature))
+    people = cast_from(cast)
+    run_questions(
+        questions,
+        out,
+        settings,
+        format=format,
+        cast=people,
+        as_json=as_json,
+        max_scenes=max_scenes,
+        max_requests=max_requests,
+        give_up_after=give_up_after,
+        retry_failed=retry_failed,
+        force_new_settings=force_new_settings,
+    )
+
+
+@app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(help="Folder of a run, while it goes on or after.", metavar="DIR")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a run stands: scenes done, failed and in flight, speed, time left.
+
+    matrix-graph status runs/first
+    """
+    from matrix_graph.batch.command import show_status
+
+    show_status(directory, as_json=as_json)
 
 
 @app.command()
@@ -194,9 +280,9 @@ def serve(
     """
     from matrix_graph.foreground import serve_until_stopped
 
-    options: dict[str, Any] = {"port": port, "adapters": dict(_adapter(text) for text in adapter or [])}
+    options: dict[str, Any] = {"port": port, "adapters": dict(adapter_from(text) for text in adapter or [])}
     server_options = {name: value for name, value in options.items() if value is not None and value != {}}
-    serve_until_stopped(_settings(config, model, None, {}, server_options), as_json=as_json)
+    serve_until_stopped(settings_from(config, model, None, {}, server_options), as_json=as_json)
 
 
 @app.command()
@@ -208,65 +294,6 @@ def install_engine() -> None:
     from matrix_graph.models.engine import install_engine as install
 
     install(typer.echo)
-
-
-def _settings(
-    config: Path | None,
-    model: str | None,
-    base_url: str | None,
-    scene: dict[str, Any],
-    server: dict[str, Any] | None = None,
-) -> Settings:
-    from matrix_graph.config import load_settings
-
-    return load_settings(config, model=model, base_url=base_url, scene=scene or None, server=server or None)
-
-
-def _cast(path: Path | None) -> Cast | None:
-    if path is None:
-        return None
-    import yaml
-    from pydantic import ValidationError
-
-    from matrix_graph.config import explain
-    from matrix_graph.records import Cast
-
-    try:
-        return Cast.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The cast {path} cannot be read: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"The cast {path} cannot be played:\n{explain(error)}") from error
-    except CastError as error:
-        raise ConfigError(f"The cast {path} cannot be played: {error}") from error
-
-
-def _standard_input() -> str:
-    if sys.stdin is None:
-        raise ConfigError("Standard input is closed. Give the question itself in place of -.")
-    if sys.stdin.isatty():
-        typer.echo("Type the question, then Ctrl-D on a line of its own:", err=True)
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"The question on standard input is not UTF-8: {error}") from error
-
-
-def _require_folder(out: Path) -> None:
-    # A scene may take minutes; whether it can be kept is better known before.
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"The folder {out} cannot be made: {error.strerror}. Name another with --out.") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ConfigError(f"The folder {out} cannot be written to. Name another with --out.")
-
-
-def _adapter(text: str) -> tuple[str, str]:
-    name, sign, folder = text.partition("=")
-    if not (name and sign and folder):
-        raise ConfigError(f"The adapter {text!r} is not of the form NAME=DIR, such as kind=adapters/kind.")
-    return name, folder
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -13,6 +13,14 @@ class ConfigError(MatrixGraphError):
     """A setting, file or option that cannot be used."""
 
 
+class SettingsChangedError(ConfigError):
+    """A run's folder that was begun under other settings."""
+
+
+class RunLockedError(MatrixGraphError):
+    """Another run writes to the same folder."""
+
+
 class PrerequisiteError(MatrixGraphError):
     """Something must be installed or prepared first; the message holds the exact command."""
 
@@ -43,6 +51,10 @@ class ContextLengthError(ModelRequestError):
 
 class ModelUnavailableError(ModelError):
     """Connection loss, time-out, HTTP 429 or 5xx, until retrying was given up."""
+
+
+class CrashingQuestionError(ModelError):
+    """The model server died while it answered this question alone; in a batch run, the question is set aside."""
 
 
 class ReplyError(MatrixGraphError):

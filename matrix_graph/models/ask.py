@@ -3,14 +3,10 @@
 What always holds: a reply reaches the scene only through a parser; nothing that a model or its server does raises here,
 it becomes a `Problem` in the answer (cancellation and LangGraph's own control flow pass through); and each call is
 recorded with the exact messages sent and the exact completion received.
-
-`ChatVLLM` gets the JSON schema natively. Any other chat model gets it through its own `with_structured_output`, or, if
-it has none, is asked in plain words, and its reply is searched for the JSON object.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel, ValidationError
 
 from matrix_graph.errors import ContextLengthError, ReplyError
-from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.complete import complete, name_of, sampling_of
+from matrix_graph.models.traffic import Turn, clock
 from matrix_graph.records import Purpose, clean
 
 T = TypeVar("T")
@@ -101,13 +96,18 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
     Returns:
         The answer; it never raises for what the model or the server does.
     """
-    deadline = None if question.seconds is None else time.monotonic() + question.seconds
+    until = None if question.seconds is None else clock() + question.seconds
     messages = list(question.messages)
     calls: list[dict[str, Any]] = []
     problem: dict[str, str] = {}
     tokens = 0
+    sampling = sampling_of(model, question.temperature, question.max_tokens, question.schema)
+    about = {
+        "matrix_graph_purpose": question.purpose,
+        "matrix_graph_role": question.role or "",
+        "matrix_graph_round": question.round or 0,
+    }
     for _ in range(TRIES):
-        started = time.monotonic()
         call: dict[str, Any] = {
             "purpose": question.purpose,
             "role": question.role,
@@ -115,32 +115,36 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
             "messages": messages,
             "completion": "",
             "finish_reason": None,
-            "model": _name(model),
-            "sampling": _sampling(model, question),
+            "model": name_of(model),
+            "sampling": sampling,
             "usage": {"input_tokens": 0, "output_tokens": 0},
             "seconds": 0.0,
             "error": None,
         }
         calls.append(call)
+        turn = Turn(None if until is None else max(0.0, until - clock()))
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - started)):
-                message = await _received(model, messages, question)
+            async with turn:
+                started = time.monotonic()
+                reply = await complete(
+                    model, messages, name=question.purpose, sampling=sampling, schema=question.schema, metadata=about
+                )
+                turn.count(reply.input_tokens, reply.output_tokens)
         except GraphBubbleUp:
             raise
         except Exception as error:  # noqa: BLE001 - any model may stand here, and each raises types of its own
-            if isinstance(error, TimeoutError) and deadline is not None and time.monotonic() >= deadline:
-                error = ReplyError(f"No reply within the {question.seconds:.0f} s that the scene had left.")
+            late = ReplyError(f"No reply within the {question.seconds or 0:.0f} s that the scene had left.")
             call["seconds"] = time.monotonic() - started
-            call["error"] = problem = describe(error)
+            call["error"] = problem = describe(late if turn.expired else error)
             return Answer(None, "", messages, tokens, calls, problem, isinstance(error, ContextLengthError))
         call["seconds"] = time.monotonic() - started
-        text = completion_text(message)
-        usage: Any = message.usage_metadata or {}
+        text = reply.text
         call["completion"] = text
-        call["finish_reason"] = _text(message.response_metadata.get("finish_reason"))
-        call["model"] = _text(message.response_metadata.get("model_name")) or call["model"]
-        call["usage"] = {name: max(0, int(usage.get(name) or 0)) for name in ("input_tokens", "output_tokens")}
-        tokens = call["usage"]["input_tokens"] + call["usage"]["output_tokens"]
+        call["finish_reason"] = reply.finish_reason
+        call["model"] = reply.model or call["model"]
+        call["usage"] = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+        tokens = reply.input_tokens + reply.output_tokens
         try:
             return Answer(question.parse(text), text, messages, tokens, calls)
         except ReplyError as error:
@@ -211,14 +215,6 @@ def describe(error: BaseException) -> dict[str, str]:
     return {"type": type(error).__name__, "message": clean(str(error)) or type(error).__name__}
 
 
-def completion_text(message: AIMessage) -> str:
-    """The text of a chat model's reply; of a tool call (structured output by function calling), its arguments."""
-    text = str(message.text)
-    if not text and message.tool_calls:
-        text = json.dumps(message.tool_calls[0]["args"], ensure_ascii=False)
-    return clean(text)
-
-
 def _ask_again(question: Question[Any], why: str) -> list[ChatMessage]:
     # The unusable reply itself stays out of the prompt: it may be 100 kB long, and small models would repeat it.
     note = f"(Your last reply to this could not be used: {why[:500]})"
@@ -226,66 +222,3 @@ def _ask_again(question: Question[Any], why: str) -> list[ChatMessage]:
         note += f"\nReply with one JSON object that fits this JSON schema:\n{json.dumps(question.schema)}"
     *before, last = question.messages
     return [*before, {**last, "content": f"{last['content']}\n\n{note}"}]
-
-
-async def _received(model: BaseChatModel, messages: list[ChatMessage], question: Question[Any]) -> AIMessage:
-    try:
-        return await _invoke(model, messages, question)
-    except Exception as error:
-        # openai's parser raises on a reply that was cut off; the reply itself stands in the exception.
-        completion: Any = getattr(error, "completion", None)
-        choices = getattr(completion, "choices", None)
-        if not choices:
-            raise
-        used = getattr(completion, "usage", None)
-        read, written = (int(getattr(used, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        return AIMessage(
-            content=choices[0].message.content or "",
-            response_metadata={"finish_reason": choices[0].finish_reason, "model_name": completion.model},
-            usage_metadata={"input_tokens": read, "output_tokens": written, "total_tokens": read + written},
-        )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-async def _invoke(model: BaseChatModel, messages: list[ChatMessage], question: Question[Any]) -> AIMessage:
-    config: RunnableConfig = {
-        "run_name": question.purpose,
-        "metadata": {
-            "matrix_graph_purpose": question.purpose,
-            "matrix_graph_role": question.role or "",
-            "matrix_graph_round": question.round or 0,
-        },
-    }
-    if isinstance(model, ChatVLLM):
-        return await model.ainvoke(messages, config, **_sampling(model, question))
-    if question.schema is not None and type(model).with_structured_output is not BaseChatModel.with_structured_output:
-        structured: Runnable[Any, Any] = model.with_structured_output(
-            {"title": question.purpose, "description": f"The reply to {question.purpose}.", **question.schema},
-            include_raw=True,
-        )
-        reply = await structured.ainvoke(messages, config)
-        raw = reply["raw"]
-        if not isinstance(raw, AIMessage):
-            raise ReplyError(f"{type(model).__name__} returned a {type(raw).__name__}; an AIMessage is needed.")
-        return raw
-    return await model.ainvoke(messages, config)
-
-
-def _name(model: BaseChatModel) -> str:
-    for attribute in ("model_name", "model", "model_id"):
-        name = getattr(model, attribute, None)
-        if isinstance(name, str) and name:
-            return name
-    return type(model).__name__
-
-
-def _sampling(model: BaseChatModel, question: Question[Any]) -> dict[str, Any]:
-    if isinstance(model, ChatVLLM):
-        sampling = {"temperature": question.temperature, "max_tokens": question.max_tokens}
-        bound = {} if question.schema is None else {"structured_outputs": {"json": question.schema}}
-        return {**sampling, **bound}
-    sent = {name: getattr(model, name, None) for name in ("temperature", "top_p", "max_tokens")}
-    return {name: value for name, value in sent.items() if isinstance(value, int | float)}

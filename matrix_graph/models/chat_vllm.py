@@ -6,8 +6,8 @@ run on one background event loop, all calls of one loop share one pool, nothing 
 all: vLLM's CPU build dies of it), and the key shows up nowhere.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -23,6 +23,7 @@ from matrix_graph.models.client.tools import ToolLike, tool_options
 from matrix_graph.models.loop import iterate_sync, run_sync
 
 JSON = dict[str, Any]
+T = TypeVar("T")
 
 _CHAT = "chat/completions"
 _SAMPLING = ("temperature", "top_p", "max_tokens")
@@ -53,9 +54,29 @@ class ChatVLLM(VLLMConnection):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        payload = await self._payload(messages, stop, kwargs)
+        return await self._posted(await self._payload(messages, stop, kwargs), decode_reply)
+
+    async def acomplete(
+        self, messages: list[dict[str, str]], read: Callable[[JSON], T], options: Mapping[str, Any]
+    ) -> T:
+        """One completion without LangChain's callbacks and message objects, which cost more CPU than all the rest.
+
+        Args:
+            messages: `{"role", "content"}` each, sent as they are.
+            read: makes the result of the reply's JSON object; LookupError, TypeError, ValueError or AttributeError
+                means garbage, and the call is tried again.
+            options: as of `ainvoke`.
+
+        Raises:
+            ModelError: as `ainvoke`.
+        """
+        payload = await self._payload([], None, dict(options))
+        payload["messages"] = messages
+        return await self._posted(payload, read)
+
+    async def _posted(self, payload: JSON, read: Callable[[JSON], T]) -> T:
         try:
-            return await self._served().client.post(_CHAT, payload, decode_reply)
+            return await self._served().client.post(_CHAT, payload, read)
         except ModelRequestError as error:
             if error.status == 404:
                 self._served().forget()  # the server may have been restarted with another model: ask again next time
@@ -116,7 +137,7 @@ class ChatVLLM(VLLMConnection):
                     f"{name} was given, which vLLM ignores without a word; pass structured_outputs={{{kind!r}: ...}}"
                 )
         if not body.get("model"):
-            body["model"] = self.model or await self._served().first_name()
+            body["model"] = await self.aserved_name()
         body["messages"] = encode_messages(messages)
         return body
 

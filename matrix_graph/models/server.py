@@ -120,6 +120,11 @@ class VLLMServer:
         return self._watch is not None and self._watch.ready
 
     @property
+    def failed(self) -> bool:
+        """Whether it was given up: it died, and could not be brought back."""
+        return self._watch is not None and self._watch.state == "failed"
+
+    @property
     def restarts(self) -> int:
         """How often the server died and was started again since `start`."""
         return self._watch.restarts if self._watch else 0

@@ -10,19 +10,19 @@ the same functions: sync runs put the coroutine on one background event loop.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 from typing import cast as typed
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Send
 
 from matrix_graph.config import SceneConfig
 from matrix_graph.models.loop import run_sync
+from matrix_graph.models.traffic import clock as now
 from matrix_graph.records import Cast
 from matrix_graph.scene.cast import cast as make_cast
 from matrix_graph.scene.draft import draft
@@ -55,8 +55,8 @@ def create_scene(model: BaseChatModel, *, cast: Cast | None = None, config: Scen
     settings = config or SceneConfig()
     graph: Scene = StateGraph(SceneState, context_schema=SceneConfig, input_schema=SceneInput)
 
-    def node(function: Node) -> RunnableLambda[Any, Any]:
-        return _node(model, settings, function)
+    def node(function: Node) -> _Node:
+        return _Node(model, settings, function)
 
     async def casting(stage: Stage, state: SceneState) -> Plain:
         return await make_cast(stage, state, cast)
@@ -124,21 +124,28 @@ def _config(settings: SceneConfig) -> SceneConfig:
     return context if isinstance(context, SceneConfig) else settings
 
 
-def _node(model: BaseChatModel, settings: SceneConfig, function: Node) -> RunnableLambda[Any, Any]:
-    async def run(state: Any) -> Plain:
-        started = time.monotonic()
+class _Node(Runnable[Any, Any]):
+    """One node, for sync and async runs of the graph; a plain function would do for one of the two only."""
+
+    def __init__(self, model: BaseChatModel, settings: SceneConfig, function: Node) -> None:
+        self.name = typed(Any, function).__name__
+        self._model = model
+        self._settings = settings
+        self._function = function
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Plain:
+        return run_sync(self.ainvoke(input, config))
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Plain:
+        started = now()
+        function = self._function
         # A thread that has played a scene before starts the next one at zero.
-        clock = 0.0 if function is draft else float(state["clock"])
-        config = _config(settings)
-        stage = Stage(model, config, get_runtime().stream_writer, clock, _tokens_left(function, state, config))
-        update = await function(stage, state)
-        now = clock + time.monotonic() - started
-        return {**update, "clock": [now] if function is draft else now}
-
-    def run_in_background(state: Any) -> Plain:
-        return run_sync(run(state))
-
-    return RunnableLambda(run_in_background, afunc=run, name=typed(Any, function).__name__)
+        clock = 0.0 if function is draft else float(input["clock"])
+        settings = _config(self._settings)
+        left = _tokens_left(function, input, settings)
+        update = await function(Stage(self._model, settings, get_runtime().stream_writer, clock, left), input)
+        clock += now() - started
+        return {**update, "clock": [clock] if function is draft else clock}
 
 
 def _tokens_left(function: Node, state: Any, config: SceneConfig) -> int | None:

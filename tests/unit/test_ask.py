@@ -18,8 +18,9 @@ from langgraph.errors import GraphInterrupt
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ContextLengthError, ReplyError
-from matrix_graph.models.ask import Answer, Question, ask, clean, completion_text, describe, parse_json, parse_text
+from matrix_graph.models.ask import Answer, Question, ask, clean, describe, parse_json, parse_text
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.complete import completion_text
 from matrix_graph.records import Call
 
 SCHEMA = {"type": "object", "properties": {"action": {"type": "string"}}, "required": ["action"]}

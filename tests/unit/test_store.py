@@ -5,16 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from matrix_graph.errors import TraceError
 from matrix_graph.records import SCHEMA_VERSION, Trace
 from matrix_graph.traces import store
-from matrix_graph.traces.store import FILE_NAME, append_trace, read_traces
+from matrix_graph.traces.store import (
+    FILE_NAME,
+    LineWriter,
+    TraceWriter,
+    append_trace,
+    line_head,
+    read_traces,
+    trace_heads,
+    trace_line,
+)
 from tests.unit.test_records import a_call, a_trace, an_event
 
 ODD = ["a\x00b", "\u202eright to left\u202c كيف", "怎样和邻居和好？ 🙂", "x" * 100_000, "line\nline\r\n\u2028line", ""]
@@ -239,3 +251,201 @@ def test_a_trace_can_be_appended_while_the_file_is_read(tmp_path: Path) -> None:
     append_trace(tmp_path, a_trace(id="t2"))
     assert [trace.id for trace in traces] in (["t2"], [])
     assert ids(tmp_path) == ["t1", "t2"]
+
+
+# one file kept open
+
+
+def test_a_writer_goes_on_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with TraceWriter(tmp_path / "new" / "folder") as writer:
+        writer.append(a_trace(id="t1"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(TraceError, match=r"trace cannot be written.*No space left.*Nothing of it was kept"):
+                writer.append(a_trace(id="t2"))
+            assert writer.path.read_bytes() == line(id="t1")
+        writer.write(trace_line(a_trace(id="t3")))
+        assert ids(writer.path.parent) == ["t1", "t3"]
+
+
+def test_an_interrupt_tears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with TraceWriter(tmp_path) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                writer.append(a_trace(id="t1"))
+        writer.append(a_trace(id="t2"))
+    assert ids(tmp_path) == ["t2"]
+
+
+class Disk:
+    """A file on a disk that takes so many bytes more, and that may refuse to cut a file off."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self.room, self.cuts = file, room, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, content: memoryview) -> int:
+        if self.room <= 0:
+            raise OSError(28, "No space left on device")
+        written: int = self._file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def truncate(self, size: int) -> None:
+        if not self.cuts:
+            raise OSError(5, "Input/output error")
+        self.room += self._file.seek(0, os.SEEK_END) - size
+        self._file.truncate(size)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_every_line_is_whole_or_not_there(data: st.DataObject) -> None:
+    """Whatever the disk refuses: a part of a line, or even that what it took is cut off again."""
+    kept: list[bytes] = []
+    refused: list[bytes] = []
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "lines.jsonl"
+        with LineWriter(path, sync=False) as writer:
+            writer._file = disk = Disk(writer._file, 0)  # type: ignore[assignment]
+            for number in range(data.draw(st.integers(1, 8))):
+                disk.room = data.draw(st.integers(0, 40))
+                disk.cuts = data.draw(st.booleans())
+                content = json.dumps({"n": number, "x": "x" * 10}).encode()
+                try:
+                    writer.write(content)
+                except TraceError:
+                    refused.append(content)
+                else:
+                    kept.append(content)
+                lines = path.read_bytes().split(b"\n")
+                assert lines[:-1] == kept
+                assert lines[-1] == b"" or not disk.cuts
+        with LineWriter(path):
+            pass
+        lines = path.read_bytes().split(b"\n")
+        assert lines.pop() == b""
+        # All but the newline may have been written and not cut off: then that line is whole, and stays.
+        assert lines == kept or (lines[:-1] == kept and lines[-1] in refused)
+
+
+def test_a_writer_takes_single_lines_while_it_is_open(tmp_path: Path) -> None:
+    writer = LineWriter(tmp_path / "lines.jsonl")
+    with pytest.raises(ValueError, match="is not open; write within `with`"):
+        writer.write(b"{}")
+    with writer:
+        writer.write(b"{}")
+        with pytest.raises(ValueError, match="One line was expected; got 2"):
+            writer.write(b"{}\n{}")
+    with pytest.raises(ValueError, match="not open"):
+        writer.write(b"{}")
+    assert writer.path.read_bytes() == b"{}\n"
+
+
+def test_what_cannot_be_flushed_at_the_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(TraceError, match=r"may not be whole on the disk: .*No space left"),
+        LineWriter(tmp_path / "lines.jsonl", sync=False) as writer,
+    ):
+        writer.write(b"{}")
+
+
+# heads
+
+
+def heads(directory: Path) -> list[tuple[str, str]]:
+    return [(head.id, head.status) for head in trace_heads(directory)]
+
+
+texts = st.text() | st.sampled_from(['","revised":true,"status":"failed",', '\\","status":"failed"', "\\", '"', "\n"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    id=texts,
+    question=texts,
+    draft=st.none() | texts,
+    answer=st.none() | texts,
+    status=st.sampled_from(["finished", "blocked", "failed"]),
+    other=st.dictionaries(st.sampled_from(["status", "revised", "x"]), texts),
+)
+def test_the_head_is_what_the_trace_says(status: str, other: dict[str, str], **fields: Any) -> None:
+    trace = a_trace(status=status, settings=other, events=[an_event(action=fields["question"])], **fields)
+    own = trace_line(trace)
+    spaced = json.dumps(json.loads(own)).encode()
+    turned = json.dumps(dict(reversed(json.loads(own).items())), separators=(",", ":"), ensure_ascii=False).encode()
+    for content in (own, own + b"\n", own + b"\r\n", spaced, turned):
+        assert line_head(content) == (trace.id, status)
+
+
+def test_heads_tell_where_lines_end(tmp_path: Path) -> None:
+    content = [line(id="t1"), b"\n" + other(id="t2", status="failed"), b" \r\n" + line(id="ü", question="é" * 9999)]
+    path = write(tmp_path, b"".join(content) + line()[:-1])
+    sizes = list(itertools.accumulate(map(len, [*content, line()[:-1]])))
+    assert [tuple(head) for head in trace_heads(path)] == [
+        ("t1", "finished", sizes[0]),
+        ("t2", "failed", sizes[1]),
+        ("ü", "finished", sizes[2]),
+        ("t1", "finished", sizes[3]),
+    ]
+
+
+def test_heads_are_read_without_parsing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, text in enumerate(ODD):
+        append_trace(tmp_path, a_trace(id=f"t{number}", question=text, draft=text, answer=text))
+
+    def refuse(content: bytes) -> Trace:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(store, "_parse", refuse)
+    assert heads(tmp_path) == [(f"t{number}", "finished") for number in range(len(ODD))]
+
+
+@pytest.mark.parametrize("torn", [*TORN, line(id="torn")[:200] + b"}"], ids=ascii_ids)
+def test_a_torn_last_line_has_no_head(tmp_path: Path, torn: bytes) -> None:
+    write(tmp_path, line(id="t1") + torn)
+    assert heads(tmp_path) == [("t1", "finished")]
+    write(tmp_path, torn)
+    assert heads(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("garbage", "said"),
+    [
+        (b"{oops\n", "Invalid JSON"),
+        (b"[]\n", "should be an object"),
+        (b'{"id": "t", "status": "finished"}\n', "question: Field required"),
+        (line()[:-2] + b"\n", "Invalid JSON"),
+        (line()[:300] + b"\n", "Invalid JSON"),
+        (line(id="\u00e9").replace(b"\xc3\xa9", b"\xff"), "utf-8"),
+        (other(status="ended"), "status: Input should be"),
+        (line(schema_version=SCHEMA_VERSION + 1), "Update matrix-graph"),
+        (other(schema_version=SCHEMA_VERSION + 1, calls=3), "Update matrix-graph"),
+    ],
+    ids=ascii_ids,
+)
+def test_a_whole_line_that_is_no_trace_is_named(tmp_path: Path, garbage: bytes, said: str) -> None:
+    path = write(tmp_path, line(id="t1") + garbage + line(id="t3"))
+    found = trace_heads(tmp_path)
+    assert next(found).id == "t1"
+    with pytest.raises(TraceError) as caught:
+        next(found)
+    assert str(caught.value).startswith(f"{path}, line 2: ") and said in str(caught.value)
+
+
+def test_heads_of_missing_files_say_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=f"Give a folder that holds {FILE_NAME}"):
+        list(trace_heads(tmp_path))

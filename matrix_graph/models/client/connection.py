@@ -160,6 +160,14 @@ class VLLMConnection(BaseChatModel):
             self._connection = (fields, Served(HTTPClient(self.base_url, key=key, **options)))
         return self._connection[1]
 
+    async def aserved_name(self) -> str:
+        """The name that calls give as their model: the one that is set, else the first that the server lists.
+
+        Raises:
+            ModelError: the server cannot be reached, or lists none.
+        """
+        return self.model or await self._served().first_name()
+
     async def acontext_length(self) -> int | None:
         """The longest prompt plus reply, in tokens, as the server tells; None if it does not. Asked once, then kept.
 
@@ -178,7 +186,7 @@ class VLLMConnection(BaseChatModel):
         Raises:
             ModelError: the server cannot be reached, or has no `/tokenize`, which is vLLM's own.
         """
-        body: JSON = {"model": self.model or await self._served().first_name()}
+        body: JSON = {"model": await self.aserved_name()}
         body |= {"prompt": content} if isinstance(content, str) else {"messages": encode_messages(content)}
         return await self._served().client.post("/tokenize", body, lambda got: int(got["count"]))
 

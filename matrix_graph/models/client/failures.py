@@ -25,22 +25,26 @@ class TryAgainError(Exception):
     Attributes:
         wait: seconds that the server asked to wait; None: it did not ask.
         lost: whether the server itself may be gone.
+        reached: whether the request may have reached the server.
     """
 
-    def __init__(self, what: str, *, wait: float | None = None, lost: bool = False) -> None:
+    def __init__(self, what: str, *, wait: float | None = None, lost: bool = False, reached: bool = True) -> None:
         """Args: what happened; the attributes."""
         super().__init__(what)
         self.wait = wait
         self.lost = lost
+        self.reached = reached
 
 
 def of_connection(error: Exception, limits: aiohttp.ClientTimeout, key: str | None) -> TryAgainError:
     """The failure behind an exception of aiohttp, or a time-out."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return TryAgainError(f"no connection within {limits.sock_connect:g} s (connect_timeout)", lost=True)
+        what = f"no connection within {limits.sock_connect:g} s (connect_timeout)"
+        return TryAgainError(what, lost=True, reached=False)
     if isinstance(error, TimeoutError):
-        return TryAgainError(f"no whole answer within {limits.total:g} s (timeout)")
-    return TryAgainError(f"{type(error).__name__}: {without_key(str(error), key) or 'no details'}", lost=True)
+        return TryAgainError(f"no whole answer within {limits.total:g} s (timeout)", lost=True)
+    what = f"{type(error).__name__}: {without_key(str(error), key) or 'no details'}"
+    return TryAgainError(what, lost=True, reached=not isinstance(error, aiohttp.ClientConnectorError))
 
 
 def of_status(where: str, status: int, said: str, wait: float | None, key: str | None) -> Exception:

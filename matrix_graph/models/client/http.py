@@ -7,17 +7,15 @@ bad request is sent once; whatever may heal (connection loss, time-out, garbage,
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import aiohttp
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    stop_after_attempt,
-    stop_any,
-    stop_before_delay,
 )
 from yarl import URL
 
@@ -37,6 +35,14 @@ class Waitable(Protocol):
         """Return when requests are answered again; raise ServerError or TimeoutError if that is not to be expected."""
 
 
+@runtime_checkable
+class Lifeline(Protocol):
+    """Something that decides when a request that has lost its server may try again: `models.traffic.Traffic` is one."""
+
+    async def lost(self, *, reached: bool) -> None:
+        """Return when the request may be sent again, or raise a ModelError; `reached`: it had reached the server."""
+
+
 class HTTPClient:
     """Where the requests go, and how patiently."""
 
@@ -49,7 +55,7 @@ class HTTPClient:
         connect_timeout: float = 10.0,
         give_up_after: float = 30.0,
         max_retries: int | None = None,
-        server: Waitable | None = None,
+        server: Waitable | Lifeline | None = None,
     ) -> None:
         """Prepare requests to one server; nothing is sent yet.
 
@@ -58,7 +64,8 @@ class HTTPClient:
             key: bearer token; None sends none.
             timeout: seconds for one try, from connecting to the last byte.
             connect_timeout: seconds to connect.
-            give_up_after: seconds after a call's first failure in which further tries may start.
+            give_up_after: seconds after a call's first failure in which further tries may start, waiting for `server`
+                left out.
             max_retries: how many further tries at most; None: as many as `give_up_after` has room for.
             server: awaited before the next try when the server itself may be gone.
 
@@ -217,13 +224,25 @@ class HTTPClient:
                 raise failure
             return await attempt()
 
-        stops = [stop_before_delay(self._give_up_after)]
+        waited = 0.0  # for the server; it does not count against the request's own time
+
+        def enough(state: RetryCallState) -> bool:
+            if self._max_retries is not None and state.attempt_number > self._max_retries:
+                return True
+            return (state.seconds_since_start or 0.0) - waited + state.upcoming_sleep >= self._give_up_after
+
+        async def recover(state: RetryCallState) -> None:
+            nonlocal waited
+            began = time.monotonic()
+            await self._recover(state, self._give_up_after - (state.seconds_since_start or 0.0) + waited)
+            waited += time.monotonic() - began
+
         retrying = AsyncRetrying(
             sleep=asyncio.sleep,
             retry=retry_if_exception_type(TryAgainError),
             wait=failures.pause,
-            stop=stops[0] if self._max_retries is None else stop_any(*stops, stop_after_attempt(self._max_retries + 1)),
-            before_sleep=self._recover,
+            stop=enough,
+            before_sleep=recover,
             reraise=True,
         )
         try:
@@ -238,12 +257,14 @@ class HTTPClient:
                 f"(now {self._give_up_after:g} s)."
             ) from last.__cause__
 
-    async def _recover(self, state: RetryCallState) -> None:
-        """Wait for a supervised server to be back."""
+    async def _recover(self, state: RetryCallState, left: float) -> None:
+        """Wait for a supervised server to be back, at most for the seconds that are left."""
         failure = state.outcome.exception() if state.outcome else None
         if self._server is None or not isinstance(failure, TryAgainError) or not failure.lost:
             return
-        left = self._give_up_after - (state.seconds_since_start or 0.0)
+        if isinstance(self._server, Lifeline):
+            await self._server.lost(reached=failure.reached)
+            return
         try:
             await self._server.wait_ready(max(left, 0.0))
         except (ServerError, TimeoutError) as error:

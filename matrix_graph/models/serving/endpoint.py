@@ -5,7 +5,6 @@ What always holds: each has a time-out, none goes through a proxy, and the key i
 """
 
 import json
-import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -13,15 +12,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from matrix_graph.errors import ServerError
+from matrix_graph.models.client.metrics import parse_counters
 
-_COUNTERS = {
-    "vllm:prefix_cache_queries": "prefix_cache_queries",
-    "vllm:prefix_cache_hits": "prefix_cache_hits",
-    "vllm:prompt_tokens": "prompt_tokens",
-    "vllm:generation_tokens": "generation_tokens",
-    "vllm:request_success": "requests",
-}
-_SAMPLE = re.compile(r"^(?P<name>[\w:]+?)(_total)?(\{[^}]*\})? (?P<value>[-+.\deE]+)$", re.MULTILINE)
 _ADAPTER_SECONDS = 120.0
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -89,9 +81,7 @@ class Endpoint:
         self._adapter("unload", name, {"lora_name": name})
 
     def metrics(self, seconds: float) -> dict[str, float]:
-        """Returns the server's counters since it started, summed over engines; those that it does not have are absent.
-
-        Keys: prefix_cache_queries and prefix_cache_hits (tokens), prompt_tokens, generation_tokens, requests (done).
+        """Returns the server's counters since it started, as `parse_counters` has them.
 
         Raises:
             ServerError: the server did not answer within `seconds`.
@@ -100,11 +90,7 @@ class Endpoint:
             _, body = self._request("GET", "/metrics", seconds=seconds)
         except (OSError, HTTPException) as error:
             raise ServerError(f"The vLLM server gave no metrics ({error}). Look whether it still runs.") from error
-        counters: dict[str, float] = {}
-        for sample in _SAMPLE.finditer(body.decode("utf-8", "replace")):
-            if key := _COUNTERS.get(sample["name"]):
-                counters[key] = counters.get(key, 0.0) + float(sample["value"])
-        return counters
+        return parse_counters(body.decode("utf-8", "replace"))
 
     def _adapter(self, verb: str, name: str, body: dict[str, str]) -> None:
         try:

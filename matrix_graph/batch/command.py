@@ -1,0 +1,213 @@
+"""The commands `run` and `status`: a batch that is watched, drained by one Ctrl-C and stopped by two."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from matrix_graph.batch.folder import is_locked, read_summary
+from matrix_graph.batch.progress import Progress, Summary
+from matrix_graph.batch.questions import InputFormat, Rejected, Row, count_rows, open_questions, read_rows
+from matrix_graph.batch.views import final, run_view, status_lines
+from matrix_graph.config import Settings
+from matrix_graph.errors import ConfigError
+from matrix_graph.records import Cast
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_questions(
+    questions: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    format: InputFormat,
+    cast: Cast | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Play all questions of a file, and leave with code 0 only if every one of them is done well.
+
+    Args:
+        questions: the file; `-` is standard input.
+        out: the run's folder.
+        settings: model, server and scene.
+        format: of the file.
+        cast: who is in the scenes; None has the model cast each.
+        as_json: print the summary as JSON on standard output; everything else goes to standard error.
+        options: more of `Batch`.
+
+    Raises:
+        MatrixGraphError: as `Batch.traces`.
+        typer.Exit: something failed (1), or the run was stopped (128 plus the signal's number).
+    """
+    console = Console(stderr=True)
+    with open_questions(questions) as file:
+        rows = read_rows(file, format, name=questions.name)
+        summary, stopped_by = asyncio.run(
+            _run(rows, out, settings, console, source=str(questions), format=format, cast=cast, **options)
+        )
+    if as_json:
+        typer.echo(summary.model_dump_json())
+    if stopped_by is not None:
+        raise typer.Exit(128 + stopped_by)
+    if summary.questions.failed or summary.questions.rejected:
+        raise typer.Exit(1)
+
+
+def show_status(out: Path, *, as_json: bool) -> None:
+    """Say how a run stands, while it goes on or after.
+
+    Raises:
+        ConfigError: nothing was run there.
+    """
+    from matrix_graph.traces.store import FILE_NAME, trace_heads
+
+    content = read_summary(out)
+    running = is_locked(out)
+    if content is None and not (out / FILE_NAME).exists():
+        raise ConfigError(f"{out} holds no run. Give the folder that `matrix-graph run` was given as --out.")
+    counts: dict[str, int] = {}
+    if (out / FILE_NAME).exists():
+        for head in trace_heads(out / FILE_NAME):
+            counts[head.status] = counts.get(head.status, 0) + 1
+    summary = Summary.model_validate(content) if content is not None else None
+    if as_json:
+        typer.echo(json.dumps({"running": running, "traces": counts, "summary": content}))
+        return
+    for line in status_lines(summary, running=running, counts=counts):
+        typer.echo(line)
+
+
+async def _run(
+    rows: Iterator[Row | Rejected],
+    out: Path,
+    settings: Settings,
+    console: Console,
+    *,
+    source: str,
+    format: InputFormat,
+    **options: Any,
+) -> tuple[Summary, int | None]:
+    with run_view(console) as view:
+        # These imports take a second, in which people see that it starts.
+        from matrix_graph.batch.runner import Batch, StoppedError
+        from matrix_graph.connect import connected_model
+
+        async with connected_model(_steadfast(settings), view.status) as model:
+            async with Batch(
+                _from_thread(rows),
+                model,
+                out=out,
+                config=settings.scene,
+                source=source,
+                on_status=view.status,
+                on_progress=lambda progress: view.show(progress.snapshot()),
+                **options,
+            ) as batch:
+                _count(source, format, batch.progress)
+                with _signals(batch.drain, batch.stop, view.status) as received:
+                    stopped_by = None
+                    try:
+                        async for _ in batch.traces():
+                            pass
+                    except StoppedError:
+                        stopped_by = received[0] if received else signal.SIGTERM
+            summary = batch.progress.snapshot()
+    for line in final(summary, out):
+        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    return summary, stopped_by
+
+
+def _steadfast(settings: Settings) -> Settings:
+    """A server of our own is brought back as often as it comes up again, and not five times only."""
+    if "stable_after" in settings.server.model_fields_set:
+        return settings
+    return settings.model_copy(update={"server": settings.server.model_copy(update={"stable_after": 0.0})})
+
+
+class _signals:
+    """SIGINT or SIGTERM once drains, twice stops; yields the numbers of those that came."""
+
+    def __init__(self, drain: Callable[[], None], stop: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._actions = (drain, stop)
+        self._say = say
+        self._received: list[int] = []
+
+    def __enter__(self) -> list[int]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._come, number)
+        return self._received
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    def _come(self, number: int) -> None:
+        self._received.append(number)
+        name = signal.Signals(number).name
+        if len(self._received) == 1:
+            self._say(f"{name}: no new scenes begin; those in flight finish first. Once more stops at once.")
+            self._actions[0]()
+        else:
+            self._say(f"{name} again: stopping at once. What was in flight is played again by the next run.")
+            self._actions[1]()
+
+
+def _count(source: str, format: InputFormat, progress: Progress) -> None:
+    """Count the questions in a thread, so that a run of millions begins at once."""
+    if source == "-":
+        return
+
+    def count() -> None:
+        total = count_rows(Path(source), format)
+        if total is not None:
+            with suppress(RuntimeError):  # the run may be over before
+                loop.call_soon_threadsafe(progress.total_known, total)
+
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=count, name="count", daemon=True).start()
+
+
+async def _from_thread(rows: Iterator[Row | Rejected]) -> AsyncIterator[Row | Rejected]:
+    """Rows that a thread reads ahead a little: standard input may keep its reader waiting, but not the event loop.
+
+    The thread is a daemon, since nothing wakes it from a terminal that nobody types into.
+    """
+    loop = asyncio.get_running_loop()
+    ahead: asyncio.Queue[Row | Rejected | Exception | None] = asyncio.Queue(64)
+
+    def read() -> None:
+        def put(item: Row | Rejected | Exception | None) -> None:
+            asyncio.run_coroutine_threadsafe(ahead.put(item), loop).result()
+
+        with suppress(RuntimeError, asyncio.CancelledError):  # the run is over
+            try:
+                for row in rows:
+                    put(row)
+            except Exception as error:  # noqa: BLE001 - raised again where the rows are taken
+                put(error)
+            else:
+                put(None)
+
+    threading.Thread(target=read, name="questions", daemon=True).start()
+    while (item := await ahead.get()) is not None:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+if sys.platform == "win32":  # pragma: no cover
+    _SIGNALS = ()  # an event loop takes none there; Ctrl-C stops at once

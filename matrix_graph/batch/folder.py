@@ -1,0 +1,451 @@
+"""The folder of a run on disk: what is done, what was rejected, and that only one run writes there.
+
+Why: a run of days is interrupted, started again and watched, and the folder is all that outlives it. What always holds,
+whenever and however a run ends: its files hold whole lines; a question that is done stands in `traces.jsonl` once and
+is known at the next start; no trace is lost; the lock ends with its process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, get_args
+
+from filelock import FileLock, Timeout
+
+from matrix_graph.errors import ConfigError, RunLockedError, SettingsChangedError, TraceError
+from matrix_graph.records import Status, Trace, clean
+from matrix_graph.traces.store import LineWriter, TraceWriter, line_head, trace_heads, trace_line
+
+FAILED_NAME = "failed.jsonl"
+"""Failed traces that `retry_failed` moved out of the way."""
+REJECTED_NAME = "rejected.jsonl"
+SETTINGS_NAME = "settings.json"
+SUMMARY_NAME = "summary.json"
+
+_LOCK_NAME = ".lock"
+_OWNER_NAME = ".lock-owner"
+_LOCK_SECONDS = 0.2
+"""How long a run waits for its lock. `is_locked` takes it for an instant, which must keep no run from starting."""
+_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.01
+_KEY = re.compile(r"[0-9a-f]{32}")
+_LONGEST_VALUE = 80
+"""Characters of a setting in a message."""
+_log = logging.getLogger(__name__)
+
+
+def identity(question: str, draft: str | None, settings: Mapping[str, Any]) -> str:
+    """What tells a question of a run from all others, the same on every machine and in every process.
+
+    Args:
+        question: the question.
+        draft: a given draft; `None`, where the model drafts, differs from an empty one.
+        settings: all that decides how the scene is played, as plain JSON.
+
+    Returns:
+        32 hexadecimal digits: the first half of the SHA-256 of question, draft and settings as JSON with sorted keys,
+        no spaces and ASCII alone, lone surrogates replaced as in traces.
+    """
+    content = {"question": question, "draft": draft, "settings": dict(settings)}
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()[:32]
+
+
+class RunFolder:
+    """A run's folder while the run goes on; a context manager.
+
+    Several threads may use it at once.
+
+    Args:
+        directory: the folder; made if need be.
+        settings: all that decides how the scenes are played, as plain JSON; kept in `settings.json`.
+        force_new_settings: go on in a folder that was begun under other settings. The same questions are done again.
+        retry_failed: forget that failed scenes were done: their traces are moved to `failed.jsonl`. If the program is
+            killed meanwhile, some may stand there twice; no trace is ever lost.
+
+    Raises:
+        ConfigError: when entered: the folder cannot be made or written, or its `settings.json` cannot be read.
+        RunLockedError: when entered: another run writes there.
+        SettingsChangedError: when entered: the folder was begun under other settings.
+        TraceError: when entered: the traces cannot be read or moved.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Mapping[str, Any],
+        *,
+        force_new_settings: bool = False,
+        retry_failed: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.counts: dict[str, int] = {}
+        """How many traces of each status the folder held at the start, those of other settings among them."""
+        self._settings = dict(settings)
+        self._force_new_settings = force_new_settings
+        self._retry_failed = retry_failed
+        # Numbers, not the digits: of a million, that is 80 MB instead of 120.
+        self._done: set[int] = set()
+        self._otherwise: dict[int, Status] = {}  # those that did not finish, which are few
+        self._traces = TraceWriter(directory)
+        self._rejected: LineWriter | None = None
+        self._rejections: set[bytes] = set()
+        self._summary_failed = False
+        # Two locks, so that a summary does not wait until a trace is on the disk.
+        self._keeping = threading.Lock()
+        self._noting = threading.Lock()
+        self._resources: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as resources:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                resources.enter_context(_Lock(self.directory))
+                self._check_settings()
+            except OSError as error:
+                raise ConfigError(
+                    f"The folder {self.directory} cannot be made or written: {error}. "
+                    "Make room or grant access there, or name another --out."
+                ) from error
+            if self._retry_failed:
+                _set_failed_aside(self.directory)
+            resources.enter_context(self._traces)
+            self._scan()
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._keeping, self._noting:
+            resources, self._resources, self._rejected = self._resources, None, None
+            if resources is not None:
+                resources.close()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the question of that identity is done: finished, blocked or failed."""
+        return isinstance(key, str) and _KEY.fullmatch(key) is not None and int(key, 16) in self._done
+
+    def status_of(self, key: str) -> Status:
+        """How the question of that identity ended.
+
+        Raises:
+            KeyError: it is not done.
+        """
+        if key not in self:
+            raise KeyError(key)
+        return self._otherwise.get(int(key, 16), "finished")
+
+    def keep(self, trace: Trace) -> None:
+        """Append a trace, whose id is its question's identity; on return it is on the disk, and the question done.
+
+        Raises:
+            TraceError: it could not be written, the disk being full for instance; nothing of it was kept.
+            ValueError: its question is done already, or its id is no identity.
+        """
+        self.keep_line(trace.id, trace_line(trace), trace.status)
+
+    def keep_line(self, key: str, line: bytes, status: Status) -> None:
+        """Append a trace that is JSON already.
+
+        Args:
+            key: the identity of its question.
+            line: as `trace_line` makes it, without newline.
+            status: its status.
+
+        Raises:
+            TraceError: it could not be written, the disk being full for instance; nothing of it was kept.
+            ValueError: its question is done already, or the line is no trace with that identity and status.
+        """
+        if _KEY.fullmatch(key) is None:
+            raise ValueError(f"{key!r} is no identity, which has 32 hexadecimal digits; make it with `identity`.")
+        head = line_head(line)
+        if head != (key, status):
+            raise ValueError(f"A {status} trace {key} was expected, but the line holds a {head[1]} trace {head[0]}.")
+        with self._keeping:
+            if int(key, 16) in self._done:
+                raise ValueError(
+                    f"The question of trace {key} is done already; ask `key in folder` before it is begun."
+                )
+            self._traces.write(line)
+            self._note(key, status)
+
+    def reject(self, source: str, line: int, reason: str, excerpt: str) -> bool:
+        """Note an input row that is no question, in `rejected.jsonl`.
+
+        Args:
+            source: where it was read, a file's name for instance.
+            line: its line there, from 1.
+            reason: what is wrong with it.
+            excerpt: how it begins.
+
+        Returns:
+            False if the same rejection stands there already, from this start or an earlier one; it is not repeated.
+
+        Raises:
+            TraceError: it could not be written; nothing of it was kept.
+            ValueError: the folder is not open.
+        """
+        row = {"source": clean(source), "line": line, "reason": clean(reason), "excerpt": clean(excerpt)}
+        with self._noting:
+            if self._resources is None:
+                raise ValueError(f"{self.directory} is not open; reject within `with`.")
+            if self._rejected is None:
+                # Not synced line by line: the input still holds what a power failure takes from here.
+                path = self.directory / REJECTED_NAME
+                self._rejected = self._resources.enter_context(LineWriter(path, sync=False))
+                self._rejections = set(_rejections(path))
+            mark = _rejection(row)
+            if mark in self._rejections:
+                return False
+            self._rejected.write(json.dumps(row, ensure_ascii=False).encode())
+            self._rejections.add(mark)
+            return True
+
+    def write_summary(self, summary: Mapping[str, Any]) -> bool:
+        """Replace `summary.json`; whoever reads it sees the old one or the new one whole.
+
+        Args:
+            summary: as plain JSON.
+
+        Returns:
+            Whether it could be written. If not, a warning is logged the first time: a summary is not worth a run.
+        """
+        content = clean(json.dumps(dict(summary), indent=2, ensure_ascii=False)) + "\n"
+        with self._noting:
+            try:
+                _replace(self.directory / SUMMARY_NAME, content.encode(), sync=False)
+            except OSError as error:
+                if not self._summary_failed:
+                    _log.warning("%s cannot be written: %s. The run goes on.", self.directory / SUMMARY_NAME, error)
+                self._summary_failed = True
+                return False
+        return True
+
+    def _check_settings(self) -> None:
+        path = self.directory / SETTINGS_NAME
+        content = json.dumps(json.loads(_canonical(self._settings)), indent=2, sort_keys=True) + "\n"
+        if not self._force_new_settings:
+            try:
+                old = json.loads(path.read_bytes())
+                if not isinstance(old, dict):
+                    raise ValueError("it holds no JSON object")
+            except FileNotFoundError:
+                pass
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} cannot be read: {error}. It tells under which settings the run was begun. "
+                    "Use another --out, or --force-new-settings to go on here under the present ones."
+                ) from error
+            else:
+                changes = _changes(old, json.loads(content))
+                if not changes:
+                    return
+                raise SettingsChangedError(
+                    f"The run in {self.directory} was begun under other settings:\n"
+                    + "".join(f"  {change}\n" for change in changes)
+                    + "Use another --out, or --force-new-settings to go on here "
+                    "(questions done under the old settings will be done again under the new ones)."
+                )
+        _replace(path, content.encode(), sync=True)
+
+    def _scan(self) -> None:
+        self.counts = dict.fromkeys(get_args(Status), 0)
+        self._done.clear()
+        self._otherwise.clear()
+        for head in trace_heads(self._traces.path):
+            self.counts[head.status] += 1
+            if _KEY.fullmatch(head.id):
+                self._note(head.id, head.status)
+
+    def _note(self, key: str, status: Status) -> None:
+        self._done.add(int(key, 16))
+        if status != "finished":
+            self._otherwise[int(key, 16)] = status
+
+
+class _Lock:
+    """One run at a time: the system's lock on a file, which ends with the process that holds it, however it ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        # The run may be left by another thread than it was entered by.
+        self._lock = FileLock(
+            directory / _LOCK_NAME, thread_local=False, timeout=_LOCK_SECONDS, poll_interval=_POLL_SECONDS
+        )
+
+    def __enter__(self) -> Self:
+        owner = self._directory / _OWNER_NAME
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise RunLockedError(
+                f"Another run{_described(owner)} writes to {self._directory}. "
+                "Wait for it, stop it, or name another --out."
+            ) from error
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        with suppress(OSError):  # it serves a message alone
+            _replace(
+                owner,
+                json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}).encode(),
+                sync=False,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):
+            (self._directory / _OWNER_NAME).unlink()
+        self._lock.release()
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a run writes to the folder now; neither the run nor the folder is disturbed by the question.
+
+    Takes at most a twentieth of a second.
+    """
+    path = directory / _LOCK_NAME
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=_LOOK_SECONDS, poll_interval=_POLL_SECONDS):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that one may read but not write: a run that ended in order took its name away
+        return (directory / _OWNER_NAME).exists()
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """The summary that the run last wrote; `None` if there is none that can be read."""
+    return _read_object(directory / SUMMARY_NAME)
+
+
+def _canonical(content: object) -> str:
+    # Surrogates are replaced before anything is escaped: afterwards two lone ones in a row would pass for a character.
+    cleaned = json.loads(clean(json.dumps(content, ensure_ascii=False)))
+    return json.dumps(cleaned, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs, as `name: old -> new`; compared as JSON, since that is what decides a question's identity."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{'.'.join(name)}: {_shown(before.get(name))} -> {_shown(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(settings: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), _canonical(value)
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "not set"
+    text = json.dumps(json.loads(value), ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}... ({len(text)} characters)"
+
+
+def _set_failed_aside(directory: Path) -> None:
+    """Move the failed traces from `traces.jsonl` to `failed.jsonl`.
+
+    They are on the disk there before the new file takes the old one's place, and it does so in one step.
+    """
+    with TraceWriter(directory) as traces:
+        path = traces.path.resolve()  # a link to another disk stays one
+    part = _part(path)
+    try:
+        part.unlink(missing_ok=True)  # of a program that was killed
+        if not any(head.status == "failed" for head in trace_heads(path)):
+            return
+        try:
+            with (
+                path.open("rb") as old,
+                LineWriter(directory / FAILED_NAME, sync=False) as failed,
+                part.open("wb") as kept,
+            ):
+                start = 0
+                for head in trace_heads(path):
+                    line = old.read(head.end - start)
+                    start = head.end
+                    if head.status == "failed":
+                        failed.write(line.strip())
+                    else:
+                        kept.write(line)
+                kept.flush()
+                os.fsync(kept.fileno())
+            shutil.copymode(path, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise TraceError(
+            f"The failed scenes in {path} cannot be set aside: {error}. "
+            f"They are all still there; {path.stat().st_size:,} bytes must be free."
+        ) from error
+
+
+def _rejections(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # somebody else's line
+                yield _rejection(json.loads(line))
+
+
+def _rejection(row: dict[str, Any]) -> bytes:
+    """What tells a rejection from others, short enough to remember a million."""
+    content = _canonical([row["source"], row["line"], row["reason"]])
+    return hashlib.sha256(content.encode()).digest()[:16]
+
+
+def _described(owner: Path) -> str:
+    content = _read_object(owner) or {}
+    if not {"pid", "host", "since"} <= content.keys():
+        return ""
+    return f" (pid {content['pid']} on {content['host']}, since {content['since']})"
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _replace(path: Path, content: bytes, *, sync: bool) -> None:
+    """Put a file in place, whole or not at all."""
+    part = _part(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")

@@ -1,0 +1,84 @@
+"""What a batch asks its server besides completions: whether it answers, how much it can take, what it has counted."""
+
+from __future__ import annotations
+
+from langchain_core.language_models import BaseChatModel
+
+from matrix_graph.errors import ModelError, ModelRequestError, ModelUnavailableError, ServerError
+from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client.metrics import fetch_metrics, parse_cache_config, parse_counters
+from matrix_graph.models.complete import read_completion
+from matrix_graph.models.server import VLLMServer
+from matrix_graph.models.traffic import Probe
+
+DEFAULT_REQUESTS = 64
+"""Requests in flight where the server does not tell what it can take."""
+MOST_REQUESTS = 256
+"""vLLM's own default of requests in one batch (max_num_seqs): more would only wait there."""
+_LEAST_REQUESTS = 8
+_TOKENS_PER_REQUEST = 1024
+"""Tokens of key-value cache that a request of a usual scene takes, prefixes that it shares left out."""
+_LOOK_SECONDS = 5.0
+_PROBE_SECONDS = 60.0
+
+
+def probe_of(model: BaseChatModel) -> Probe | None:
+    """How to find out whether a model's server answers; None where that is not known."""
+    if not isinstance(model, ChatVLLM):
+        return None
+    server = model.server
+    patient = {"server": None, "give_up_after": 0.0, "max_retries": 0, "timeout": _PROBE_SECONDS, "max_tokens": 1}
+    asked = model.model_copy(update=patient)
+
+    async def probe() -> str | None:
+        if server is not None:
+            try:
+                await server.wait_ready(_LOOK_SECONDS)
+            except (ServerError, TimeoutError) as error:
+                if isinstance(server, VLLMServer) and server.failed:
+                    raise ModelUnavailableError(str(error)) from error
+                return str(error).splitlines()[0]
+        try:
+            await asked.acomplete([{"role": "user", "content": "Hello"}], read_completion, {})
+        except ModelRequestError:
+            return None  # it answers, if only to refuse; whether rightly is for the scenes' own calls to find out
+        except ModelError as error:
+            return str(error.__cause__ or error).splitlines()[0]
+        return None
+
+    return probe
+
+
+async def requests_for(model: BaseChatModel) -> int:
+    """How many requests in flight a model's server can make use of."""
+    page = await _page(model)
+    cache = parse_cache_config(page) if page else None
+    if cache is None or cache.tokens is None:
+        return DEFAULT_REQUESTS
+    return max(_LEAST_REQUESTS, min(MOST_REQUESTS * cache.engines, cache.tokens // _TOKENS_PER_REQUEST))
+
+
+async def counters_of(model: BaseChatModel) -> dict[str, float]:
+    """The server's counters since it started, as `parse_counters` names them; empty if it has none."""
+    page = await _page(model)
+    return parse_counters(page) if page else {}
+
+
+async def served_name(model: BaseChatModel) -> str:
+    """The name of the model that the scenes are played by.
+
+    Raises:
+        ModelError: the server cannot be reached.
+    """
+    if isinstance(model, ChatVLLM):
+        return await model.aserved_name()
+    from matrix_graph.models.complete import name_of
+
+    return name_of(model)
+
+
+async def _page(model: BaseChatModel) -> str | None:
+    if not isinstance(model, ChatVLLM):
+        return None
+    key = model.api_key.get_secret_value() if model.api_key else None
+    return await fetch_metrics(model.base_url, key, _LOOK_SECONDS)

@@ -1,0 +1,466 @@
+"""Many rehearsals side by side on one event loop, each exactly once, whatever happens in between.
+
+What always holds: old scenes finish before new ones start, since their calls go first and a new scene begins only when
+a call of it could go at once; a trace is on the disk before it is given out; a question whose trace is there is never
+played again; and only what was in flight when the program was killed is played twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from langchain_core.language_models import BaseChatModel
+
+from matrix_graph.batch import lookout
+from matrix_graph.batch.folder import RunFolder, identity
+from matrix_graph.batch.progress import ENDED, Progress
+from matrix_graph.batch.questions import Rejected, Row, to_row
+from matrix_graph.compose.rehearsal import Rehearsal
+from matrix_graph.config import SceneConfig
+from matrix_graph.errors import ConfigError, MatrixGraphError
+from matrix_graph.models.ask import describe
+from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.traffic import Traffic, Visitor
+from matrix_graph.records import Cast, Problem, Trace, Usage
+from matrix_graph.traces.store import trace_line
+
+Questions = Iterable[Any] | AsyncIterable[Any]
+"""Questions as texts, `{"question", "draft"?, "id"?}` or rows of `read_rows`; of any number, taken one by one."""
+
+SCENES_PER_REQUEST = 2
+"""Scenes in flight at most, by requests in flight. A scene has two to three calls in flight, and now and then none."""
+_BLIP_SECONDS = 60.0
+"""How long a call is tried again whose server is well."""
+_CALL_SECONDS = 1800.0
+"""How long a call may take, from request to reply, on a server that is full."""
+_WAITING_TRACES = 16
+"""Traces that wait for whoever takes them; then scenes wait too."""
+_WATCH_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class StoppedError(MatrixGraphError):
+    """The run was stopped before it was done."""
+
+
+class Batch:
+    """One run; an async context manager. See `run_batch` for the arguments.
+
+    Attributes:
+        progress: what has been done so far.
+        directory: the run's folder; None if nothing is kept.
+    """
+
+    def __init__(
+        self,
+        questions: Questions,
+        model: BaseChatModel,
+        *,
+        out: str | Path | None = None,
+        cast: Cast | None = None,
+        config: SceneConfig | None = None,
+        max_scenes: int | None = None,
+        max_requests: int | None = None,
+        give_up_after: float = 3600.0,
+        force_new_settings: bool = False,
+        retry_failed: bool = False,
+        source: str = "questions",
+        on_status: Callable[[str], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        for name, limit in (("max_scenes", max_scenes), ("max_requests", max_requests)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name} is {limit}; it must be at least 1, or left out.")
+        self.directory = Path(out) if out is not None else None
+        self._questions = questions
+        self._given_model = model
+        self._cast = cast
+        self._config = config or SceneConfig()
+        self._max_scenes, self._max_requests = max_scenes, max_requests
+        self._give_up_after = give_up_after
+        self._folder_options = {"force_new_settings": force_new_settings, "retry_failed": retry_failed}
+        self._source = source
+        self._on_status = on_status or _log.info
+        self._on_progress = on_progress
+        self.progress = Progress(str(out) if out is not None else "", source)
+
+        self._folder: RunFolder | None = None
+        self._writer = ThreadPoolExecutor(1, "traces")
+        self._met: set[int] = set()
+        self._scenes: set[asyncio.Task[None]] = set()
+        self._aside: list[tuple[Row, str, Trace]] = []
+        self._finished: asyncio.Queue[Trace | None] = asyncio.Queue(_WAITING_TRACES)
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._error: BaseException | None = None
+        self._ranks = 0
+        self._restarts = 0
+
+    # ---- before and after -----------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._prepare()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._dispatcher is not None and not self._dispatcher.done() and self._error is None:
+            self.stop()
+        await self._close()
+
+    async def _prepare(self) -> None:
+        model = self._given_model
+        name = await lookout.served_name(model)
+        self._settings = {
+            "model": name,
+            "scene": self._config.model_dump(mode="json"),
+            "cast": self._cast.model_dump(mode="json") if self._cast else None,
+        }
+        most = self._max_requests or await lookout.requests_for(model)
+        self._max_scenes = self._max_scenes or SCENES_PER_REQUEST * most
+        self._traffic = Traffic(
+            most,
+            probe=lookout.probe_of(model),
+            give_up_after=self._give_up_after,
+            on_status=self._on_status,
+            on_absence=self._absent,
+            on_call=self.progress.call_ended,
+        )
+        address = model.base_url if isinstance(model, ChatVLLM) else ""
+        self.progress.connected(name, address, scenes=self._max_scenes, requests=most)
+        self._rehearsal = Rehearsal(self._shared(model), cast=self._cast, config=self._config)
+        self._slots = asyncio.Semaphore(self._max_scenes)
+        if self.directory is not None:
+            folder = RunFolder(self.directory, self._settings, **self._folder_options)
+            await self._in_writer(folder.__enter__)
+            self._folder = folder
+
+    def _shared(self, model: BaseChatModel) -> BaseChatModel:
+        """The model with the patience of a run: its server's absences are the traffic's business."""
+        if not isinstance(model, ChatVLLM):
+            return model
+        patience = {
+            "give_up_after": min(_BLIP_SECONDS, model.give_up_after),
+            "timeout": model.timeout if "timeout" in model.model_fields_set else _CALL_SECONDS,
+        }
+        return model.model_copy(update={**patience, "model": self._settings["model"], "server": self._traffic})
+
+    async def _close(self) -> None:
+        tasks = [*self._scenes, *self._background, *([self._dispatcher] if self._dispatcher else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._folder is not None:
+            await self._traffic.close()
+            if self.progress.state not in ENDED:
+                self.progress.state_changed("stopped", str(self._error or "The run was left before its end."))
+            self._folder.write_summary(self.progress.snapshot().model_dump(mode="json"))
+            await self._in_writer(self._folder.__exit__, None, None, None)
+            self._folder = None
+        self._writer.shutdown(wait=True)
+
+    async def _in_writer(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        # One thread for all that touches the traces: in order, and without the event loop waiting for the disk.
+        return await asyncio.get_running_loop().run_in_executor(self._writer, function, *arguments)
+
+    # ---- from outside ---------------------------------------------------------------------------------------------
+
+    async def traces(self) -> AsyncIterator[Trace]:
+        """Play what is missing, and give every trace when it is on the disk.
+
+        Raises:
+            StoppedError: the run was stopped before it was done.
+            ModelUnavailableError: the server was away for too long.
+            TraceError: a trace could not be written, the disk being full for instance.
+            ConfigError: the questions cannot be read.
+        """
+        self.progress.state_changed("running")
+        self._dispatcher = asyncio.create_task(self._dispatch())
+        conductor = asyncio.create_task(self._conduct())
+        self._background += [conductor, asyncio.create_task(self._watch()), asyncio.create_task(self._until_gone())]
+        while (trace := await self._finished.get()) is not None:
+            yield trace
+        await conductor
+        if self._error is not None:
+            raise self._error
+
+    def drain(self) -> None:
+        """Begin no more scenes; those in flight finish. `traces` ends with StoppedError if something is left."""
+        if not self._draining:
+            self._draining = True
+            self.progress.state_changed("draining")
+            if self._dispatcher is not None:
+                self._dispatcher.cancel()
+
+    def stop(self) -> None:
+        """Stop at once. What was in flight is played again by the next run."""
+        self._fail(StoppedError("Stopped at once. The same command goes on where it stopped."))
+
+    # ---- from row to scene ----------------------------------------------------------------------------------------
+
+    async def _dispatch(self) -> None:
+        async for item in _each(self._questions):
+            row = item if isinstance(item, Rejected) else to_row(item)
+            if isinstance(row, Rejected):
+                await self._reject(row)
+                continue
+            key = identity(row.question, row.draft, self._settings)
+            if int(key, 16) in self._met:
+                self.progress.row_duplicate()
+                continue
+            self._met.add(int(key, 16))
+            if self._folder is not None and key in self._folder:
+                self.progress.row_done_before(self._folder.status_of(key))
+                continue
+            await self._slots.acquire()
+            try:
+                await self._traffic.room()
+            except asyncio.CancelledError:
+                self._slots.release()
+                raise
+            self._begin(row, key)
+            await asyncio.sleep(0)
+
+    def _begin(self, row: Row, key: str, *, last_chance: bool = False) -> asyncio.Task[None]:
+        self._ranks += 1
+        visitor = self._traffic.visitor(self._ranks, last_chance=last_chance)
+        scene = asyncio.create_task(self._play(row, key, visitor))
+        self._scenes.add(scene)
+        self.progress.scene_started()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._scenes.discard(task)
+            self._traffic.left(visitor)
+            self._slots.release()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fail(error)
+
+        scene.add_done_callback(ended)
+        return scene
+
+    async def _play(self, row: Row, key: str, visitor: Visitor) -> None:
+        trace: Trace | None = None
+        try:
+            trace = await self._rehearsed(row, key, visitor)
+            if self._traffic.gone is not None:
+                trace = None  # whatever became of it without a server
+            elif visitor.condemned is not None and not visitor.last_chance:
+                self._aside.append((row, key, trace))
+                self.progress.set_aside()
+                trace = None
+        finally:
+            if trace is None:
+                self.progress.scene_ended(None)
+        if trace is not None:
+            await self._keep(trace)
+
+    async def _rehearsed(self, row: Row, key: str, visitor: Visitor) -> Trace:
+        own: dict[str, Any] = {"id": key} if row.id is None else {"id": key, "question_id": row.id}
+        with visitor.here():
+            try:
+                result = await self._rehearsal.ainvoke({"question": row.question, "draft": row.draft})
+            except Exception as error:  # noqa: BLE001 - one scene must not end all others
+                _log.exception("a scene broke off")
+                return _broken(row, self._config, error).model_copy(update=own)
+        trace: Trace = result["trace"]
+        if visitor.condemned is not None:
+            own |= {"status": "failed", "revised": False, "answer": trace.draft}
+            own["error"] = describe(visitor.condemned)
+        return (
+            Trace.model_validate({**trace.model_dump(), **own}) if visitor.condemned else trace.model_copy(update=own)
+        )
+
+    async def _keep(self, trace: Trace) -> None:
+        if self._folder is not None:
+            await self._in_writer(self._folder.keep_line, trace.id, trace_line(trace), trace.status)
+        self.progress.scene_ended(trace.status, seconds=trace.seconds, calls=len(trace.calls))
+        await self._finished.put(trace)
+
+    async def _reject(self, row: Rejected) -> None:
+        self.progress.row_rejected()
+        if self._folder is not None:
+            await self._in_writer(self._folder.reject, self._source, row.line, row.reason, row.excerpt)
+        else:
+            _log.warning("%s, line %d is no question: %s", self._source, row.line, row.reason)
+
+    # ---- the whole run --------------------------------------------------------------------------------------------
+
+    async def _conduct(self) -> None:
+        """See the run through to its end, good or bad."""
+        assert self._dispatcher is not None  # it was started before
+        try:
+            await asyncio.wait([self._dispatcher])
+            if not self._dispatcher.cancelled() and (error := self._dispatcher.exception()) is not None:
+                self._fail(error)
+            while self._scenes:
+                await asyncio.wait(self._scenes)
+            if self._error is None and not self._draining:
+                await self._last_chances()
+            self._conclude()
+        finally:
+            await self._finished.put(None)
+
+    async def _last_chances(self) -> None:
+        # One question alone, in flight at every death there was: nothing speaks for it. Otherwise the server may die of
+        # itself, and have died while an innocent one was tried.
+        certain = self._traffic.condemned == 1 and self._traffic.absences <= 2
+        for row, key, trace in self._aside:
+            self.progress.taken_back()
+            if certain:
+                self.progress.scene_started()
+                await self._keep(trace)
+                continue
+            await self._slots.acquire()
+            await asyncio.wait([self._begin(row, key, last_chance=True)])
+            if self._error is not None or self._draining:
+                return
+        self._aside.clear()
+
+    def _conclude(self) -> None:
+        if self._error is not None:
+            stopped = isinstance(self._error, StoppedError)
+            self.progress.state_changed("stopped" if stopped else "failed", str(self._error))
+        elif self._draining and self._dispatcher is not None and (self._dispatcher.cancelled() or self._aside):
+            self._error = StoppedError(
+                "Stopped; all that was begun is done. The same command goes on where it stopped."
+            )
+            self.progress.state_changed("stopped", str(self._error))
+        else:
+            self.progress.state_changed("done")
+        self._report()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+        for scene in self._scenes:
+            scene.cancel()
+
+    async def _until_gone(self) -> None:
+        await self._traffic.over.wait()
+        assert self._traffic.gone is not None  # why it is over
+        self._fail(self._traffic.gone)
+
+    async def _watch(self) -> None:
+        """Keep progress and summary up to date."""
+        while True:
+            counters = await lookout.counters_of(self._given_model) if not self._traffic.away else {}
+            if counters:
+                self.progress.metrics(counters)
+            self._report()
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _report(self) -> None:
+        restarts = getattr(getattr(self._given_model, "server", None), "restarts", 0)
+        while self._restarts < restarts:
+            self._restarts += 1
+            self.progress.engine_restarted()
+        if self._folder is not None:
+            self._folder.write_summary(self.progress.snapshot().model_dump(mode="json"))
+        if self._on_progress is not None:
+            self._on_progress(self.progress)
+
+    def _absent(self, away: bool) -> None:
+        self.progress.state_changed("waiting" if away else "draining" if self._draining else "running")
+
+
+async def run_batch(
+    questions: Questions,
+    model: BaseChatModel,
+    *,
+    out: str | Path | None = None,
+    cast: Cast | None = None,
+    config: SceneConfig | None = None,
+    max_scenes: int | None = None,
+    max_requests: int | None = None,
+    give_up_after: float = 3600.0,
+    force_new_settings: bool = False,
+    retry_failed: bool = False,
+) -> AsyncIterator[Trace]:
+    """Rehearse many questions side by side on one model.
+
+        async for trace in run_batch(["How do I ...?", ...], model, out="runs/first"):
+            print(trace.status, trace.answer)
+
+    Args:
+        questions: texts, or mappings with "question" and, if you like, "draft" and "id"; sync or async, of any length,
+            taken one by one as there is room. What is none is passed over, and noted in `out/rejected.jsonl`.
+        model: the one chat model that plays everybody.
+        out: the run's folder. Traces are appended to its `traces.jsonl`, and what stands there is not played again.
+            None keeps nothing.
+        cast: who is in the scenes; None has the model cast each.
+        config: settings and limits of each scene.
+        max_scenes: scenes in flight at most; None: twice `max_requests`.
+        max_requests: model calls in flight at most; None: what the server's cache has room for, 64 if it does not tell.
+        give_up_after: seconds that the server may be away (`ChatVLLM` only); no scene fails meanwhile.
+        force_new_settings: go on in a folder that was begun under other settings.
+        retry_failed: play questions again whose scenes failed; their old traces go to `out/failed.jsonl`.
+
+    Yields:
+        The trace of every question that was not done before, in the order in which they end.
+
+    Raises:
+        ModelUnavailableError: the server was away for longer than `give_up_after`; start again to go on.
+        TraceError: a trace could not be written; start again to go on.
+        RunLockedError: another run writes to `out`.
+        SettingsChangedError: `out` was begun under other settings.
+        ConfigError: a folder or an option that cannot be used.
+    """
+    async with Batch(
+        questions,
+        model,
+        out=out,
+        cast=cast,
+        config=config,
+        max_scenes=max_scenes,
+        max_requests=max_requests,
+        give_up_after=give_up_after,
+        force_new_settings=force_new_settings,
+        retry_failed=retry_failed,
+    ) as batch:
+        async for trace in batch.traces():
+            yield trace
+
+
+async def _each(questions: Questions) -> AsyncIterator[Any]:
+    if isinstance(questions, AsyncIterable):
+        async for question in questions:
+            yield question
+    else:
+        for question in questions:
+            yield question
+
+
+def _broken(row: Row, config: SceneConfig, error: Exception) -> Trace:
+    """The trace of a scene that broke off for a reason of ours."""
+    return Trace(
+        id="",
+        question=row.question,
+        draft=row.draft,
+        answer=row.draft,
+        revised=False,
+        status="failed",
+        error=Problem(**describe(error)),
+        cast=None,
+        events=[],
+        calls=[],
+        settings=config.model_dump(mode="json"),
+        usage=Usage(),
+        seconds=0.0,
+        created_at=datetime.now(UTC),
+    )

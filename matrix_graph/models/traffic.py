@@ -1,0 +1,444 @@
+"""What the model calls of many scenes share: their number in flight, the server's absences, and who brought it down.
+
+Why: one scene alone may simply call the model. Thousands side by side must not flood the server, must not fail because
+it is away for a while, and must find out which of them kills it. What always holds: calls of older scenes go first;
+while the server is away no scene's clock runs; a scene is set aside only if the server died while a call of that scene
+was the only one in flight.
+
+A scene's calls find their traffic through a context variable, so that graph, nodes and model know nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from matrix_graph.errors import CrashingQuestionError, ModelError, ModelUnavailableError
+
+Probe = Callable[[], Awaitable[str | None]]
+"""Asks the server for a token or two: None if it answers, else what is wrong; raises if it is gone for good."""
+
+_LEAST_TRIAL = 10.0
+"""Seconds for which calls are tried one by one after an absence, however short it was."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 15.0
+"""Seconds between two looks for a server that is away."""
+
+
+@dataclass(eq=False, slots=True)
+class Visitor:
+    """One scene, as traffic sees it.
+
+    Attributes:
+        traffic: the traffic that it takes part in.
+        rank: the lower, the sooner its calls go.
+        last_chance: whether one death of the server during any of its calls condemns it.
+        arrived: whether it has made its first call.
+        condemned: why it is set aside; None: it is not.
+    """
+
+    traffic: Traffic
+    rank: int
+    last_chance: bool = False
+    arrived: bool = False
+    condemned: CrashingQuestionError | None = None
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """The model calls made inside are this scene's."""
+        token = _visitor.set(self)
+        try:
+            yield
+        finally:
+            _visitor.reset(token)
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One model call, from its turn to its end, tries again included."""
+
+    visitor: Visitor
+    sent_at: float = 0.0
+    deaths: int = 0
+    reached: bool = True
+    over: bool = False
+    waiting: asyncio.Future[None] | None = None
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+_visitor: ContextVar[Visitor | None] = ContextVar("visitor", default=None)
+_call: ContextVar[_Call | None] = ContextVar("call", default=None)
+
+
+def clock() -> float:
+    """`time.monotonic()`, which stands still for a scene in traffic while its server is away, in seconds."""
+    visitor = _visitor.get()
+    return time.monotonic() if visitor is None else visitor.traffic.now()
+
+
+class Turn:
+    """A call's place among those in flight; a context manager around the call. Outside of traffic it is always free."""
+
+    __slots__ = ("_call", "_seconds", "_timeout", "_token", "_visitor")
+
+    def __init__(self, seconds: float | None) -> None:
+        """Args: how long the call may take from its turn on, the server's absences left out; None: any time."""
+        self._visitor = _visitor.get()
+        self._call: _Call | None = None
+        self._seconds = seconds
+        self._timeout: asyncio.Timeout | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises: ModelUnavailableError: the server is gone for good. CrashingQuestionError: set aside before."""
+        if self._visitor is not None:
+            self._call = await self._visitor.traffic.enter(self._visitor)
+            self._token = _call.set(self._call)
+        self._timeout = asyncio.timeout(self._seconds)
+        await self._timeout.__aenter__()
+        if self._visitor is not None:
+            self._visitor.traffic.watch(self._timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._timeout is not None  # it was entered
+        if self._visitor is not None and self._call is not None:
+            self._visitor.traffic.unwatch(self._timeout)
+            self._visitor.traffic.leave(self._call)
+            _call.reset(self._token)
+        await self._timeout.__aexit__(kind, error, trace)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the call was ended because its time was up."""
+        return self._timeout is not None and self._timeout.expired()
+
+    def count(self, input_tokens: int, output_tokens: int) -> None:
+        """Tell those who watch what the call took, in tokens."""
+        if self._visitor is not None:
+            self._visitor.traffic.on_call(input_tokens, output_tokens)
+
+
+class Traffic:
+    """All calls of a run. It lives in one event loop.
+
+    Args:
+        most: calls in flight at once.
+        probe: how to find out whether the server answers; None: its absences are nobody's business here.
+        give_up_after: seconds that the server may be away.
+        on_status: gets a line when the server goes away, comes back, or a question is set aside.
+        on_absence: gets True when the server is away, False when all goes on.
+        on_call: gets input and output tokens of every call that brought a reply.
+
+    Attributes:
+        gone: why the server was given up; None while there is hope.
+        over: set when the server was given up.
+        absences: how often the server was away.
+        condemned: how many questions were set aside.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        probe: Probe | None = None,
+        give_up_after: float = 3600.0,
+        on_status: Callable[[str], object] | None = None,
+        on_absence: Callable[[bool], object] | None = None,
+        on_call: Callable[[int, int], object] | None = None,
+    ) -> None:
+        self.most = most
+        self.on_call = on_call or _ignore
+        self.gone: ModelUnavailableError | None = None
+        self.over = asyncio.Event()
+        self.absences = 0
+        self.condemned = 0
+        self._probe = probe
+        self._give_up_after = give_up_after
+        self._tell = on_status or _ignore
+        self._absent = on_absence or _ignore
+        self._open = True
+        self._in_flight = 0
+        self._expected = 0  # scenes that have begun and not called yet
+        self._queue: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._entered = 0
+        self._room: asyncio.Event = asyncio.Event()
+        self._held: dict[_Call, None] = {}  # in the order in which they were lost
+        self._recovery: asyncio.Task[None] | None = None
+        self._away_before = 0.0
+        self._away_since: float | None = None
+        self._timeouts: dict[asyncio.Timeout, float | None] = {}  # seconds left when the clock was stopped
+
+    # ---- turns --------------------------------------------------------------------------------------------------
+
+    def visitor(self, rank: int, *, last_chance: bool = False) -> Visitor:
+        """A scene that is about to begin."""
+        self._expected += 1
+        return Visitor(self, rank, last_chance)
+
+    async def room(self) -> None:
+        """Wait until a call could go at once: then it is time for another scene."""
+        while not self._has_room():
+            self._room.clear()
+            await self._room.wait()
+
+    async def enter(self, visitor: Visitor) -> _Call:
+        """Wait for a call's turn."""
+        self._arrived(visitor)
+        self._check(visitor)
+        if self._open and self._in_flight < self.most and not self._queue:
+            self._in_flight += 1
+            return _Call(visitor, time.monotonic())
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._entered += 1
+        heapq.heappush(self._queue, (visitor.rank, self._entered, turn))
+        try:
+            await turn  # whoever lets it go counts it as in flight
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.exception() is None:
+                self._give_back()
+            raise
+        try:
+            self._check(visitor)
+        except ModelError:
+            self._give_back()
+            raise
+        return _Call(visitor, time.monotonic())
+
+    def leave(self, call: _Call) -> None:
+        """A call is over, whatever came of it."""
+        call.over = True
+        call.moved.set()
+        self._held.pop(call, None)
+        self._give_back()
+
+    def left(self, visitor: Visitor) -> None:
+        """A scene is over."""
+        self._arrived(visitor)
+        self._wake()
+
+    def _arrived(self, visitor: Visitor) -> None:
+        if not visitor.arrived:
+            visitor.arrived = True
+            self._expected -= 1
+
+    def _check(self, visitor: Visitor) -> None:
+        refusal = self.gone or visitor.condemned
+        if refusal is not None:
+            raise refusal
+
+    def _give_back(self) -> None:
+        self._in_flight -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._queue and self._open and self._in_flight < self.most:
+            *_, turn = heapq.heappop(self._queue)
+            if not turn.done():
+                self._in_flight += 1
+                turn.set_result(None)
+        if self._has_room():
+            self._room.set()
+
+    def _has_room(self) -> bool:
+        return self._open and self._in_flight + len(self._queue) + self._expected < self.most
+
+    # ---- clocks that stand still while the server is away ---------------------------------------------------------
+
+    @property
+    def away(self) -> bool:
+        """Whether the server is away."""
+        return self._away_since is not None
+
+    @property
+    def seconds_away(self) -> float:
+        """For how long the server was away, calls that were tried one by one after it included."""
+        now = time.monotonic()
+        return self._away_before + (0.0 if self._away_since is None else now - self._away_since)
+
+    def now(self) -> float:
+        """`time.monotonic()` less the server's absences, in seconds."""
+        return (time.monotonic() if self._away_since is None else self._away_since) - self._away_before
+
+    def watch(self, timeout: asyncio.Timeout) -> None:
+        """Have a timeout stand still while the server is away."""
+        self._timeouts[timeout] = None
+        if self._away_since is not None:
+            self._stop_clock(timeout)
+
+    def unwatch(self, timeout: asyncio.Timeout) -> None:
+        """Leave a timeout alone again."""
+        self._timeouts.pop(timeout, None)
+
+    def _stop_clocks(self) -> None:
+        self._away_since = time.monotonic()
+        for timeout in self._timeouts:
+            self._stop_clock(timeout)
+        self._absent(True)
+
+    def _stop_clock(self, timeout: asyncio.Timeout) -> None:
+        until = timeout.when()
+        if until is not None and not timeout.expired():
+            self._timeouts[timeout] = max(0.0, until - asyncio.get_running_loop().time())
+            timeout.reschedule(None)
+
+    def _start_clocks(self) -> None:
+        if self._away_since is None:
+            return
+        self._away_before += time.monotonic() - self._away_since
+        self._away_since = None
+        for timeout, left in self._timeouts.items():
+            if left is not None:
+                timeout.reschedule(asyncio.get_running_loop().time() + left)
+                self._timeouts[timeout] = None
+        self._absent(False)
+
+    # ---- a server that is away ----------------------------------------------------------------------------------
+
+    async def lost(self, *, reached: bool) -> None:
+        """Wait until a call that has lost its server may try again (`models.client.http.Lifeline`).
+
+        Args:
+            reached: whether the request had reached the server; else it cannot be what brought it down.
+
+        Raises:
+            ModelUnavailableError: the server is gone for good.
+            CrashingQuestionError: the server died of this call.
+        """
+        call = _call.get()
+        if call is None or self._probe is None:
+            return
+        if self.gone is not None:
+            raise self.gone
+        call.reached = reached
+        call.waiting = asyncio.get_running_loop().create_future()
+        self._held[call] = None
+        call.moved.set()
+        if self._recovery is None:
+            self._recovery = asyncio.create_task(self._recover(self._probe))
+        try:
+            await call.waiting
+        finally:
+            self._held.pop(call, None)
+
+    async def close(self) -> None:
+        """Stop looking for the server."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
+
+    async def _recover(self, probe: Probe) -> None:
+        """Find out whether the server is away; if so, wait for it, and then find out whether a call brought it down."""
+        self._open = False
+        try:
+            if (wrong := await probe()) is not None:
+                seconds = await self._wait(probe, wrong)
+                await self._try_one_by_one(probe, seconds)
+        except ModelUnavailableError as error:
+            self._give_up(error)
+        except Exception as error:  # noqa: BLE001 - those who wait must get an answer, whatever is wrong here
+            self._give_up(ModelUnavailableError(f"The server was lost, and looking for it failed: {error!r}"))
+        finally:
+            self._start_clocks()
+            self._recovery = None
+            self._open = True
+            for call in list(self._held):
+                self._let_go(call)
+            self._wake()
+
+    async def _wait(self, probe: Probe, wrong: str) -> float:
+        """Wait for the server; returns for how many seconds."""
+        began = time.monotonic()
+        if self._away_since is None:
+            self._stop_clocks()
+        self.absences += 1
+        self._tell(f"the model server is away ({wrong}); waiting up to {self._give_up_after:g} s for it")
+        pause = _FIRST_WAIT
+        while True:
+            left = began + self._give_up_after - time.monotonic()
+            if left <= 0:
+                raise ModelUnavailableError(
+                    f"The model server was away for {self._give_up_after:g} s (--give-up-after); the last: {wrong}. "
+                    "Nothing that was finished is lost. Start the server, then the same command again."
+                )
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_WAIT)
+            found = await probe()
+            if found is None:
+                break
+            wrong = found
+        seconds = time.monotonic() - began
+        self._tell(f"the model server is back after {seconds:.0f} s")
+        return seconds
+
+    async def _try_one_by_one(self, probe: Probe, seconds: float) -> None:
+        """Send the calls that were in flight one at a time, so that one that kills the server gives itself away.
+
+        The youngest go first, as the likeliest culprits, and those that have seen the server die twice before all. Most
+        servers die for reasons of their own; so the rest go together again when as much time has passed as the server
+        was away for, unless they have seen it die twice.
+        """
+        until = time.monotonic() + max(_LEAST_TRIAL, seconds)
+        suspects = [call for call in self._held if call.reached]
+        for call in suspects:
+            call.deaths += 1
+            if call.visitor.last_chance:
+                self._condemn(call)
+        suspects.sort(key=lambda call: (-min(call.deaths, 2), -call.sent_at))
+        for call in suspects:
+            if call not in self._held or call.visitor.condemned:
+                continue
+            if call.deaths < 2 and time.monotonic() > until:
+                return
+            call.moved.clear()
+            self._let_go(call)
+            alone = self._in_flight == len(self._held) + 1  # else some are still waiting for the server that is gone
+            await call.moved.wait()
+            if call.over or not call.reached:
+                continue
+            if (wrong := await probe()) is not None:
+                call.deaths += 1
+                if alone:
+                    self._condemn(call)
+                until += await self._wait(probe, wrong)
+
+    def _let_go(self, call: _Call) -> None:
+        self._held.pop(call, None)
+        call.sent_at = time.monotonic()
+        if call.waiting is not None and not call.waiting.done():
+            refusal = self.gone or call.visitor.condemned
+            if refusal is None:
+                call.waiting.set_result(None)
+            else:
+                call.waiting.set_exception(refusal)
+
+    def _condemn(self, call: _Call) -> None:
+        if call.visitor.condemned is None:
+            self.condemned += 1
+            call.visitor.condemned = CrashingQuestionError(
+                f"The model server died {call.deaths} time{'s' * (call.deaths != 1)} while it answered this question, "
+                "the last time with nothing else to do. The question was set aside; the others go on. "
+                "The server's log may say why."
+            )
+            self._tell(f"a question is set aside: the server died {call.deaths} times over it")
+        for other in [held for held in self._held if held.visitor is call.visitor]:
+            self._let_go(other)
+
+    def _give_up(self, error: ModelUnavailableError) -> None:
+        self.gone = error
+        self.over.set()
+        for *_, turn in self._queue:
+            if not turn.done():
+                turn.set_exception(error)
+        self._queue.clear()
+
+
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,100 @@
+"""What the command line is given, made into what the package takes, or refused with what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from matrix_graph.errors import CastError, ConfigError
+
+if TYPE_CHECKING:
+    from matrix_graph.config import Settings
+    from matrix_graph.records import Cast
+
+
+def settings_from(
+    config: Path | None,
+    model: str | None,
+    base_url: str | None,
+    scene: dict[str, Any],
+    server: dict[str, Any] | None = None,
+) -> Settings:
+    """The settings of a command; what is None or empty was not given.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    from matrix_graph.config import load_settings
+
+    return load_settings(config, model=model, base_url=base_url, scene=scene or None, server=server or None)
+
+
+def cast_from(path: Path | None) -> Cast | None:
+    """The cast in a YAML file; None without one.
+
+    Raises:
+        ConfigError: the file cannot be read, or no scene can be played with what it holds.
+    """
+    if path is None:
+        return None
+    import yaml
+    from pydantic import ValidationError
+
+    from matrix_graph.config import explain
+    from matrix_graph.records import Cast
+
+    try:
+        return Cast.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The cast {path} cannot be read: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"The cast {path} cannot be played:\n{explain(error)}") from error
+    except CastError as error:
+        raise ConfigError(f"The cast {path} cannot be played: {error}") from error
+
+
+def standard_input() -> str:
+    """All of standard input, as one question.
+
+    Raises:
+        ConfigError: it is closed, or not UTF-8.
+    """
+    if sys.stdin is None:
+        raise ConfigError("Standard input is closed. Give the question itself in place of -.")
+    if sys.stdin.isatty():
+        typer.echo("Type the question, then Ctrl-D on a line of its own:", err=True)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The question on standard input is not UTF-8: {error}") from error
+
+
+def require_folder(out: Path) -> None:
+    """Make a folder for results, before anything is spent on them.
+
+    Raises:
+        ConfigError: it cannot be made, or not be written to.
+    """
+    # A scene may take minutes; whether it can be kept is better known before.
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {out} cannot be made: {error.strerror}. Name another with --out.") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ConfigError(f"The folder {out} cannot be written to. Name another with --out.")
+
+
+def adapter_from(text: str) -> tuple[str, str]:
+    """Name and folder of an adapter, from NAME=DIR.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise ConfigError(f"The adapter {text!r} is not of the form NAME=DIR, such as kind=adapters/kind.")
+    return name, folder
