@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from matrix_graph.batch.folder import is_locked, read_summary
 from matrix_graph.batch.progress import Progress, Summary
 from matrix_graph.batch.questions import InputFormat, Rejected, Row, count_rows, open_questions, read_rows
 from matrix_graph.batch.views import final, run_view, status_lines
-from matrix_graph.config import Settings
+from matrix_graph.config import Settings, explain
 from matrix_graph.errors import ConfigError
 from matrix_graph.records import Cast
 
@@ -48,7 +49,7 @@ def run_questions(
         options: more of `Batch`.
 
     Raises:
-        MatrixGraphError: as `Batch.traces`.
+        MatrixGraphError: as `Batch.play`.
         typer.Exit: something failed (1), or the run was stopped (128 plus the signal's number).
     """
     console = Console(stderr=True)
@@ -81,11 +82,14 @@ def show_status(out: Path, *, as_json: bool) -> None:
     if (out / FILE_NAME).exists():
         for head in trace_heads(out / FILE_NAME):
             counts[head.status] = counts.get(head.status, 0) + 1
-    summary = Summary.model_validate(content) if content is not None else None
+    try:
+        summary = Summary.model_validate(content) if content is not None else None
+    except ValidationError as error:
+        raise ConfigError(f"{out} holds a summary.json that no run has written: {explain(error)}") from error
     if as_json:
         typer.echo(json.dumps({"running": running, "traces": counts, "summary": content}))
         return
-    for line in status_lines(summary, running=running, counts=counts):
+    for line in status_lines(summary, running, counts, folder=out):
         typer.echo(line)
 
 
@@ -119,7 +123,7 @@ async def _run(
                 with _signals(batch.drain, batch.stop, view.status) as received:
                     stopped_by = None
                     try:
-                        async for _ in batch.traces():
+                        async for _ in batch.play():
                             pass
                     except StoppedError:
                         stopped_by = received[0] if received else signal.SIGTERM

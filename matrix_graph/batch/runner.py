@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,26 +19,21 @@ from langchain_core.language_models import BaseChatModel
 
 from matrix_graph.batch import lookout
 from matrix_graph.batch.folder import RunFolder, identity
+from matrix_graph.batch.player import Played, Player, ScenePlayer
 from matrix_graph.batch.progress import ENDED, Progress
 from matrix_graph.batch.questions import Rejected, Row, to_row
-from matrix_graph.compose.rehearsal import Rehearsal
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError, MatrixGraphError
-from matrix_graph.models.ask import describe
 from matrix_graph.models.chat_vllm import ChatVLLM
-from matrix_graph.models.traffic import Traffic, Visitor
-from matrix_graph.records import Cast, Problem, Trace, Usage
-from matrix_graph.traces.store import trace_line
+from matrix_graph.models.traffic import Traffic
+from matrix_graph.models.turn import Visitor
+from matrix_graph.records import Cast, Trace
 
 Questions = Iterable[Any] | AsyncIterable[Any]
 """Questions as texts, `{"question", "draft"?, "id"?}` or rows of `read_rows`; of any number, taken one by one."""
 
 SCENES_PER_REQUEST = 2
 """Scenes in flight at most, by requests in flight. A scene has two to three calls in flight, and now and then none."""
-_BLIP_SECONDS = 60.0
-"""How long a call is tried again whose server is well."""
-_CALL_SECONDS = 1800.0
-"""How long a call may take, from request to reply, on a server that is full."""
 _WAITING_TRACES = 16
 """Traces that wait for whoever takes them; then scenes wait too."""
 _WATCH_SECONDS = 2.0
@@ -96,8 +90,8 @@ class Batch:
         self._writer = ThreadPoolExecutor(1, "traces")
         self._met: set[int] = set()
         self._scenes: set[asyncio.Task[None]] = set()
-        self._aside: list[tuple[Row, str, Trace]] = []
-        self._finished: asyncio.Queue[Trace | None] = asyncio.Queue(_WAITING_TRACES)
+        self._aside: list[tuple[Row, Played]] = []
+        self._finished: asyncio.Queue[Played | None] = asyncio.Queue(_WAITING_TRACES)
         self._dispatcher: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._draining = False
@@ -142,22 +136,14 @@ class Batch:
         )
         address = model.base_url if isinstance(model, ChatVLLM) else ""
         self.progress.connected(name, address, scenes=self._max_scenes, requests=most)
-        self._rehearsal = Rehearsal(self._shared(model), cast=self._cast, config=self._config)
+        self._player: Player = ScenePlayer(
+            model, name=name, lifeline=self._traffic, cast=self._cast, config=self._config
+        )
         self._slots = asyncio.Semaphore(self._max_scenes)
         if self.directory is not None:
             folder = RunFolder(self.directory, self._settings, **self._folder_options)
             await self._in_writer(folder.__enter__)
             self._folder = folder
-
-    def _shared(self, model: BaseChatModel) -> BaseChatModel:
-        """The model with the patience of a run: its server's absences are the traffic's business."""
-        if not isinstance(model, ChatVLLM):
-            return model
-        patience = {
-            "give_up_after": min(_BLIP_SECONDS, model.give_up_after),
-            "timeout": model.timeout if "timeout" in model.model_fields_set else _CALL_SECONDS,
-        }
-        return model.model_copy(update={**patience, "model": self._settings["model"], "server": self._traffic})
 
     async def _close(self) -> None:
         tasks = [*self._scenes, *self._background, *([self._dispatcher] if self._dispatcher else [])]
@@ -179,8 +165,8 @@ class Batch:
 
     # ---- from outside ---------------------------------------------------------------------------------------------
 
-    async def traces(self) -> AsyncIterator[Trace]:
-        """Play what is missing, and give every trace when it is on the disk.
+    async def play(self) -> AsyncIterator[Played]:
+        """Play what is missing, and give every scene when it is on the disk.
 
         Raises:
             StoppedError: the run was stopped before it was done.
@@ -192,14 +178,14 @@ class Batch:
         self._dispatcher = asyncio.create_task(self._dispatch())
         conductor = asyncio.create_task(self._conduct())
         self._background += [conductor, asyncio.create_task(self._watch()), asyncio.create_task(self._until_gone())]
-        while (trace := await self._finished.get()) is not None:
-            yield trace
+        while (played := await self._finished.get()) is not None:
+            yield played
         await conductor
         if self._error is not None:
             raise self._error
 
     def drain(self) -> None:
-        """Begin no more scenes; those in flight finish. `traces` ends with StoppedError if something is left."""
+        """Begin no more scenes; those in flight finish. `play` ends with StoppedError if something is left."""
         if not self._draining:
             self._draining = True
             self.progress.state_changed("draining")
@@ -253,42 +239,26 @@ class Batch:
         return scene
 
     async def _play(self, row: Row, key: str, visitor: Visitor) -> None:
-        trace: Trace | None = None
+        played: Played | None = None
         try:
-            trace = await self._rehearsed(row, key, visitor)
+            played = await self._player.play(row, key, visitor)
             if self._traffic.gone is not None:
-                trace = None  # whatever became of it without a server
+                played = None  # whatever became of it without a server
             elif visitor.condemned is not None and not visitor.last_chance:
-                self._aside.append((row, key, trace))
+                self._aside.append((row, played))
                 self.progress.set_aside()
-                trace = None
+                played = None
         finally:
-            if trace is None:
+            if played is None:
                 self.progress.scene_ended(None)
-        if trace is not None:
-            await self._keep(trace)
+        if played is not None:
+            await self._keep(played)
 
-    async def _rehearsed(self, row: Row, key: str, visitor: Visitor) -> Trace:
-        own: dict[str, Any] = {"id": key} if row.id is None else {"id": key, "question_id": row.id}
-        with visitor.here():
-            try:
-                result = await self._rehearsal.ainvoke({"question": row.question, "draft": row.draft})
-            except Exception as error:  # noqa: BLE001 - one scene must not end all others
-                _log.exception("a scene broke off")
-                return _broken(row, self._config, error).model_copy(update=own)
-        trace: Trace = result["trace"]
-        if visitor.condemned is not None:
-            own |= {"status": "failed", "revised": False, "answer": trace.draft}
-            own["error"] = describe(visitor.condemned)
-        return (
-            Trace.model_validate({**trace.model_dump(), **own}) if visitor.condemned else trace.model_copy(update=own)
-        )
-
-    async def _keep(self, trace: Trace) -> None:
+    async def _keep(self, played: Played) -> None:
         if self._folder is not None:
-            await self._in_writer(self._folder.keep_line, trace.id, trace_line(trace), trace.status)
-        self.progress.scene_ended(trace.status, seconds=trace.seconds, calls=len(trace.calls))
-        await self._finished.put(trace)
+            await self._in_writer(self._folder.keep_line, played.key, played.line, played.status)
+        self.progress.scene_ended(played.status, seconds=played.seconds, calls=played.calls)
+        await self._finished.put(played)
 
     async def _reject(self, row: Rejected) -> None:
         self.progress.row_rejected()
@@ -318,14 +288,14 @@ class Batch:
         # One question alone, in flight at every death there was: nothing speaks for it. Otherwise the server may die of
         # itself, and have died while an innocent one was tried.
         certain = self._traffic.condemned == 1 and self._traffic.absences <= 2
-        for row, key, trace in self._aside:
+        for row, played in self._aside:
             self.progress.taken_back()
             if certain:
                 self.progress.scene_started()
-                await self._keep(trace)
+                await self._keep(played)
                 continue
             await self._slots.acquire()
-            await asyncio.wait([self._begin(row, key, last_chance=True)])
+            await asyncio.wait([self._begin(row, played.key, last_chance=True)])
             if self._error is not None or self._draining:
                 return
         self._aside.clear()
@@ -359,7 +329,7 @@ class Batch:
     async def _watch(self) -> None:
         """Keep progress and summary up to date."""
         while True:
-            counters = await lookout.counters_of(self._given_model) if not self._traffic.away else {}
+            counters = await lookout.counters_of(self._given_model) if not self._traffic.clocks.stopped else {}
             if counters:
                 self.progress.metrics(counters)
             self._report()
@@ -433,8 +403,8 @@ async def run_batch(
         force_new_settings=force_new_settings,
         retry_failed=retry_failed,
     ) as batch:
-        async for trace in batch.traces():
-            yield trace
+        async for played in batch.play():
+            yield played.trace
 
 
 async def _each(questions: Questions) -> AsyncIterator[Any]:
@@ -444,23 +414,3 @@ async def _each(questions: Questions) -> AsyncIterator[Any]:
     else:
         for question in questions:
             yield question
-
-
-def _broken(row: Row, config: SceneConfig, error: Exception) -> Trace:
-    """The trace of a scene that broke off for a reason of ours."""
-    return Trace(
-        id="",
-        question=row.question,
-        draft=row.draft,
-        answer=row.draft,
-        revised=False,
-        status="failed",
-        error=Problem(**describe(error)),
-        cast=None,
-        events=[],
-        calls=[],
-        settings=config.model_dump(mode="json"),
-        usage=Usage(),
-        seconds=0.0,
-        created_at=datetime.now(UTC),
-    )

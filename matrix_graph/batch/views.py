@@ -380,8 +380,8 @@ def _next_steps(summary: Summary, where: str) -> list[str]:
     q = summary.questions
     steps = []
     if summary.state != "done":
-        left = f"the {amount(q.left)} that are left" if q.left else "where it stopped"
-        steps.append(f"start the same command again; it goes on with {left}")
+        left = f"with the {_count(q.left, 'question')} left" if q.left else "where it stopped"
+        steps.append(f"start the same command again; it goes on {left}")
     if q.failed and where:
         steps.append(f"the same command with --retry-failed plays the {amount(q.failed)} failed once more")
     if q.finished and where:

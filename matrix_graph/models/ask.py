@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from matrix_graph.errors import ContextLengthError, ReplyError
 from matrix_graph.models.complete import complete, name_of, sampling_of
-from matrix_graph.models.traffic import Turn, clock
+from matrix_graph.models.turn import Turn, clock
 from matrix_graph.records import Purpose, clean
 
 T = TypeVar("T")

@@ -4,8 +4,6 @@ Why: one scene alone may simply call the model. Thousands side by side must not 
 it is away for a while, and must find out which of them kills it. What always holds: calls of older scenes go first;
 while the server is away no scene's clock runs; a scene is set aside only if the server died while a call of that scene
 was the only one in flight.
-
-A scene's calls find their traffic through a context variable, so that graph, nodes and model know nothing of it.
 """
 
 from __future__ import annotations
@@ -13,14 +11,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+from collections.abc import Awaitable, Callable
 
 from matrix_graph.errors import CrashingQuestionError, ModelError, ModelUnavailableError
+from matrix_graph.models.turn import Call, Clocks, Visitor, current_call
 
 Probe = Callable[[], Awaitable[str | None]]
 """Asks the server for a token or two: None if it answers, else what is wrong; raises if it is gone for good."""
@@ -29,101 +23,6 @@ _LEAST_TRIAL = 10.0
 """Seconds for which calls are tried one by one after an absence, however short it was."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 15.0
 """Seconds between two looks for a server that is away."""
-
-
-@dataclass(eq=False, slots=True)
-class Visitor:
-    """One scene, as traffic sees it.
-
-    Attributes:
-        traffic: the traffic that it takes part in.
-        rank: the lower, the sooner its calls go.
-        last_chance: whether one death of the server during any of its calls condemns it.
-        arrived: whether it has made its first call.
-        condemned: why it is set aside; None: it is not.
-    """
-
-    traffic: Traffic
-    rank: int
-    last_chance: bool = False
-    arrived: bool = False
-    condemned: CrashingQuestionError | None = None
-
-    @contextmanager
-    def here(self) -> Iterator[None]:
-        """The model calls made inside are this scene's."""
-        token = _visitor.set(self)
-        try:
-            yield
-        finally:
-            _visitor.reset(token)
-
-
-@dataclass(eq=False, slots=True)
-class _Call:
-    """One model call, from its turn to its end, tries again included."""
-
-    visitor: Visitor
-    sent_at: float = 0.0
-    deaths: int = 0
-    reached: bool = True
-    over: bool = False
-    waiting: asyncio.Future[None] | None = None
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-_visitor: ContextVar[Visitor | None] = ContextVar("visitor", default=None)
-_call: ContextVar[_Call | None] = ContextVar("call", default=None)
-
-
-def clock() -> float:
-    """`time.monotonic()`, which stands still for a scene in traffic while its server is away, in seconds."""
-    visitor = _visitor.get()
-    return time.monotonic() if visitor is None else visitor.traffic.now()
-
-
-class Turn:
-    """A call's place among those in flight; a context manager around the call. Outside of traffic it is always free."""
-
-    __slots__ = ("_call", "_seconds", "_timeout", "_token", "_visitor")
-
-    def __init__(self, seconds: float | None) -> None:
-        """Args: how long the call may take from its turn on, the server's absences left out; None: any time."""
-        self._visitor = _visitor.get()
-        self._call: _Call | None = None
-        self._seconds = seconds
-        self._timeout: asyncio.Timeout | None = None
-
-    async def __aenter__(self) -> Self:
-        """Raises: ModelUnavailableError: the server is gone for good. CrashingQuestionError: set aside before."""
-        if self._visitor is not None:
-            self._call = await self._visitor.traffic.enter(self._visitor)
-            self._token = _call.set(self._call)
-        self._timeout = asyncio.timeout(self._seconds)
-        await self._timeout.__aenter__()
-        if self._visitor is not None:
-            self._visitor.traffic.watch(self._timeout)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._timeout is not None  # it was entered
-        if self._visitor is not None and self._call is not None:
-            self._visitor.traffic.unwatch(self._timeout)
-            self._visitor.traffic.leave(self._call)
-            _call.reset(self._token)
-        await self._timeout.__aexit__(kind, error, trace)
-
-    @property
-    def expired(self) -> bool:
-        """Whether the call was ended because its time was up."""
-        return self._timeout is not None and self._timeout.expired()
-
-    def count(self, input_tokens: int, output_tokens: int) -> None:
-        """Tell those who watch what the call took, in tokens."""
-        if self._visitor is not None:
-            self._visitor.traffic.on_call(input_tokens, output_tokens)
 
 
 class Traffic:
@@ -138,6 +37,7 @@ class Traffic:
         on_call: gets input and output tokens of every call that brought a reply.
 
     Attributes:
+        clocks: of all its scenes.
         gone: why the server was given up; None while there is hope.
         over: set when the server was given up.
         absences: how often the server was away.
@@ -156,6 +56,7 @@ class Traffic:
     ) -> None:
         self.most = most
         self.on_call = on_call or _ignore
+        self.clocks = Clocks()
         self.gone: ModelUnavailableError | None = None
         self.over = asyncio.Event()
         self.absences = 0
@@ -170,11 +71,8 @@ class Traffic:
         self._queue: list[tuple[int, int, asyncio.Future[None]]] = []
         self._entered = 0
         self._room: asyncio.Event = asyncio.Event()
-        self._held: dict[_Call, None] = {}  # in the order in which they were lost
+        self._held: dict[Call, None] = {}  # in the order in which they were lost
         self._recovery: asyncio.Task[None] | None = None
-        self._away_before = 0.0
-        self._away_since: float | None = None
-        self._timeouts: dict[asyncio.Timeout, float | None] = {}  # seconds left when the clock was stopped
 
     # ---- turns --------------------------------------------------------------------------------------------------
 
@@ -189,13 +87,13 @@ class Traffic:
             self._room.clear()
             await self._room.wait()
 
-    async def enter(self, visitor: Visitor) -> _Call:
+    async def enter(self, visitor: Visitor) -> Call:
         """Wait for a call's turn."""
         self._arrived(visitor)
         self._check(visitor)
         if self._open and self._in_flight < self.most and not self._queue:
             self._in_flight += 1
-            return _Call(visitor, time.monotonic())
+            return Call(visitor, time.monotonic())
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._entered += 1
         heapq.heappush(self._queue, (visitor.rank, self._entered, turn))
@@ -210,9 +108,9 @@ class Traffic:
         except ModelError:
             self._give_back()
             raise
-        return _Call(visitor, time.monotonic())
+        return Call(visitor, time.monotonic())
 
-    def leave(self, call: _Call) -> None:
+    def leave(self, call: Call) -> None:
         """A call is over, whatever came of it."""
         call.over = True
         call.moved.set()
@@ -250,56 +148,6 @@ class Traffic:
     def _has_room(self) -> bool:
         return self._open and self._in_flight + len(self._queue) + self._expected < self.most
 
-    # ---- clocks that stand still while the server is away ---------------------------------------------------------
-
-    @property
-    def away(self) -> bool:
-        """Whether the server is away."""
-        return self._away_since is not None
-
-    @property
-    def seconds_away(self) -> float:
-        """For how long the server was away, calls that were tried one by one after it included."""
-        now = time.monotonic()
-        return self._away_before + (0.0 if self._away_since is None else now - self._away_since)
-
-    def now(self) -> float:
-        """`time.monotonic()` less the server's absences, in seconds."""
-        return (time.monotonic() if self._away_since is None else self._away_since) - self._away_before
-
-    def watch(self, timeout: asyncio.Timeout) -> None:
-        """Have a timeout stand still while the server is away."""
-        self._timeouts[timeout] = None
-        if self._away_since is not None:
-            self._stop_clock(timeout)
-
-    def unwatch(self, timeout: asyncio.Timeout) -> None:
-        """Leave a timeout alone again."""
-        self._timeouts.pop(timeout, None)
-
-    def _stop_clocks(self) -> None:
-        self._away_since = time.monotonic()
-        for timeout in self._timeouts:
-            self._stop_clock(timeout)
-        self._absent(True)
-
-    def _stop_clock(self, timeout: asyncio.Timeout) -> None:
-        until = timeout.when()
-        if until is not None and not timeout.expired():
-            self._timeouts[timeout] = max(0.0, until - asyncio.get_running_loop().time())
-            timeout.reschedule(None)
-
-    def _start_clocks(self) -> None:
-        if self._away_since is None:
-            return
-        self._away_before += time.monotonic() - self._away_since
-        self._away_since = None
-        for timeout, left in self._timeouts.items():
-            if left is not None:
-                timeout.reschedule(asyncio.get_running_loop().time() + left)
-                self._timeouts[timeout] = None
-        self._absent(False)
-
     # ---- a server that is away ----------------------------------------------------------------------------------
 
     async def lost(self, *, reached: bool) -> None:
@@ -312,7 +160,7 @@ class Traffic:
             ModelUnavailableError: the server is gone for good.
             CrashingQuestionError: the server died of this call.
         """
-        call = _call.get()
+        call = current_call.get()
         if call is None or self._probe is None:
             return
         if self.gone is not None:
@@ -346,7 +194,9 @@ class Traffic:
         except Exception as error:  # noqa: BLE001 - those who wait must get an answer, whatever is wrong here
             self._give_up(ModelUnavailableError(f"The server was lost, and looking for it failed: {error!r}"))
         finally:
-            self._start_clocks()
+            if self.clocks.stopped:
+                self.clocks.start()
+                self._absent(False)
             self._recovery = None
             self._open = True
             for call in list(self._held):
@@ -356,8 +206,9 @@ class Traffic:
     async def _wait(self, probe: Probe, wrong: str) -> float:
         """Wait for the server; returns for how many seconds."""
         began = time.monotonic()
-        if self._away_since is None:
-            self._stop_clocks()
+        if not self.clocks.stopped:
+            self.clocks.stop()
+            self._absent(True)
         self.absences += 1
         self._tell(f"the model server is away ({wrong}); waiting up to {self._give_up_after:g} s for it")
         pause = _FIRST_WAIT
@@ -409,7 +260,7 @@ class Traffic:
                     self._condemn(call)
                 until += await self._wait(probe, wrong)
 
-    def _let_go(self, call: _Call) -> None:
+    def _let_go(self, call: Call) -> None:
         self._held.pop(call, None)
         call.sent_at = time.monotonic()
         if call.waiting is not None and not call.waiting.done():
@@ -419,7 +270,7 @@ class Traffic:
             else:
                 call.waiting.set_exception(refusal)
 
-    def _condemn(self, call: _Call) -> None:
+    def _condemn(self, call: Call) -> None:
         if call.visitor.condemned is None:
             self.condemned += 1
             call.visitor.condemned = CrashingQuestionError(

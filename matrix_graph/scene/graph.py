@@ -22,7 +22,7 @@ from langgraph.types import Send
 
 from matrix_graph.config import SceneConfig
 from matrix_graph.models.loop import run_sync
-from matrix_graph.models.traffic import clock as now
+from matrix_graph.models.turn import clock as now
 from matrix_graph.records import Cast
 from matrix_graph.scene.cast import cast as make_cast
 from matrix_graph.scene.draft import draft

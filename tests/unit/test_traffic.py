@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from matrix_graph.errors import CrashingQuestionError, ModelUnavailableError
 from matrix_graph.models import traffic as module
-from matrix_graph.models.traffic import Traffic, Turn, Visitor, clock
+from matrix_graph.models.traffic import Traffic
+from matrix_graph.models.turn import Turn, Visitor, clock
 
 
 class Dead(Exception):
@@ -119,7 +120,7 @@ def test_a_poison_is_set_aside_after_two_deaths_and_all_others_are_served(
         assert server.peak <= most
         assert len(condemned) <= server.deaths <= 2 * len(condemned), "tried in company, then alone"
         assert traffic.condemned == len(condemned)
-        assert not traffic.away
+        assert not traffic.clocks.stopped
 
     asyncio.run(run())
 
@@ -188,7 +189,7 @@ def test_clocks_and_timeouts_stand_still_while_the_server_is_away() -> None:
             await call(traffic, server, "slow", seconds=0.15)
             assert time.monotonic() - wall > 0.3
             assert clock() - began < 0.15
-        assert 0.2 < traffic.seconds_away < 1
+        assert 0.2 < traffic.clocks.seconds_stopped < 1
 
     asyncio.run(run())
 
@@ -230,7 +231,7 @@ def test_a_failure_while_the_server_answers_is_no_absence() -> None:
         with traffic.visitor(0).here():
             async with Turn(None):
                 await asyncio.wait_for(traffic.lost(reached=True), 1)
-        assert traffic.absences == 0 and traffic.seconds_away == 0
+        assert traffic.absences == 0 and traffic.clocks.seconds_stopped == 0
 
     asyncio.run(run())
 
