@@ -97,6 +97,8 @@ def rehearse(
 
         matrix-graph rehearse "..." --base-url http://127.0.0.1:8000/v1 --model my-model --json
     """
+    from matrix_graph.batch.folder import is_locked
+
     settings = settings_from(config, model, base_url, _scene(roles, steps, temperature))
     text = standard_input() if question == "-" else question
     if not text.strip():
@@ -105,6 +107,8 @@ def rehearse(
         raise ConfigError("The draft is empty. Leave --draft out to have the model write one.")
     people = cast_from(cast)
     require_folder(out)
+    if is_locked(out):
+        raise ConfigError(f"A run writes to {out}. Name another folder with --out, or wait for it.")
     result = asyncio.run(_rehearse(settings, text, draft, people, out, Console(stderr=as_json)))
     if as_json:
         typer.echo(result["trace"].to_json_line().encode())
@@ -190,6 +194,14 @@ def run(
         bool,
         typer.Option("--force-new-settings", help="Go on in a folder that was begun under other settings."),
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that play the scenes, each on a core and 100 MB. One makes some 800 calls a second; more "
+            "are of use only if the server answers more than that: several GPUs, or a tiny model.",
+        ),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Rehearse many questions side by side; start it again and it does what is missing.
@@ -219,6 +231,7 @@ def run(
         give_up_after=give_up_after,
         retry_failed=retry_failed,
         force_new_settings=force_new_settings,
+        workers=workers,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from matrix_graph.batch.folder import is_locked, read_summary
+from matrix_graph.batch.garbage import collect_garbage_rarely
 from matrix_graph.batch.progress import Progress, Summary
 from matrix_graph.batch.questions import InputFormat, Rejected, Row, count_rows, open_questions, read_rows
 from matrix_graph.batch.views import final, run_view, status_lines
@@ -53,11 +54,10 @@ def run_questions(
         typer.Exit: something failed (1), or the run was stopped (128 plus the signal's number).
     """
     console = Console(stderr=True)
-    with open_questions(questions) as file:
-        rows = read_rows(file, format, name=questions.name)
-        summary, stopped_by = asyncio.run(
-            _run(rows, out, settings, console, source=str(questions), format=format, cast=cast, **options)
-        )
+    if str(questions) != "-" and not questions.is_fifo():
+        with open_questions(questions):
+            pass  # better told now than when the model server has started
+    summary, stopped_by = asyncio.run(_run(questions, out, settings, console, format=format, cast=cast, **options))
     if as_json:
         typer.echo(summary.model_dump_json())
     if stopped_by is not None:
@@ -94,12 +94,11 @@ def show_status(out: Path, *, as_json: bool) -> None:
 
 
 async def _run(
-    rows: Iterator[Row | Rejected],
+    questions: Path,
     out: Path,
     settings: Settings,
     console: Console,
     *,
-    source: str,
     format: InputFormat,
     **options: Any,
 ) -> tuple[Summary, int | None]:
@@ -110,16 +109,17 @@ async def _run(
 
         async with connected_model(_steadfast(settings), view.status) as model:
             async with Batch(
-                _from_thread(rows),
+                _from_thread(questions, format),
                 model,
                 out=out,
                 config=settings.scene,
-                source=source,
+                source=str(questions),
                 on_status=view.status,
                 on_progress=lambda progress: view.show(progress.snapshot()),
                 **options,
             ) as batch:
-                _count(source, format, batch.progress)
+                _count(questions, format, batch.progress)
+                collect_garbage_rarely()
                 with _signals(batch.drain, batch.stop, view.status) as received:
                     stopped_by = None
                     try:
@@ -170,13 +170,11 @@ class _signals:
             self._actions[1]()
 
 
-def _count(source: str, format: InputFormat, progress: Progress) -> None:
+def _count(questions: Path, format: InputFormat, progress: Progress) -> None:
     """Count the questions in a thread, so that a run of millions begins at once."""
-    if source == "-":
-        return
 
     def count() -> None:
-        total = count_rows(Path(source), format)
+        total = count_rows(questions, format)
         if total is not None:
             with suppress(RuntimeError):  # the run may be over before
                 loop.call_soon_threadsafe(progress.total_known, total)
@@ -185,10 +183,11 @@ def _count(source: str, format: InputFormat, progress: Progress) -> None:
     threading.Thread(target=count, name="count", daemon=True).start()
 
 
-async def _from_thread(rows: Iterator[Row | Rejected]) -> AsyncIterator[Row | Rejected]:
-    """Rows that a thread reads ahead a little: standard input may keep its reader waiting, but not the event loop.
+async def _from_thread(questions: Path, format: InputFormat) -> AsyncIterator[Row | Rejected]:
+    """Rows that a thread reads ahead a little: a pipe may keep its reader waiting, but not the event loop.
 
-    The thread is a daemon, since nothing wakes it from a terminal that nobody types into.
+    The thread is a daemon that opens the file itself: nothing wakes it from a pipe that nobody writes into, and nobody
+    else may close what it waits for.
     """
     loop = asyncio.get_running_loop()
     ahead: asyncio.Queue[Row | Rejected | Exception | None] = asyncio.Queue(64)
@@ -199,8 +198,9 @@ async def _from_thread(rows: Iterator[Row | Rejected]) -> AsyncIterator[Row | Re
 
         with suppress(RuntimeError, asyncio.CancelledError):  # the run is over
             try:
-                for row in rows:
-                    put(row)
+                with open_questions(questions) as file:
+                    for row in read_rows(file, format, name=questions.name):
+                        put(row)
             except Exception as error:  # noqa: BLE001 - raised again where the rows are taken
                 put(error)
             else:

@@ -29,8 +29,10 @@ def probe_of(model: BaseChatModel) -> Probe | None:
     server = model.server
     patient = {"server": None, "give_up_after": 0.0, "max_retries": 0, "timeout": _PROBE_SECONDS, "max_tokens": 1}
     asked = model.model_copy(update=patient)
+    restarts = getattr(server, "restarts", 0)
 
     async def probe() -> str | None:
+        nonlocal restarts
         if server is not None:
             try:
                 await server.wait_ready(_LOOK_SECONDS)
@@ -38,6 +40,10 @@ def probe_of(model: BaseChatModel) -> Probe | None:
                 if isinstance(server, VLLMServer) and server.failed:
                     raise ModelUnavailableError(str(error)) from error
                 return str(error).splitlines()[0]
+            if getattr(server, "restarts", 0) != restarts:
+                # Back already; but it was away, and what it died of may still be among the calls.
+                restarts = server.restarts
+                return "it died, and was started again"
         try:
             await asked.acomplete([{"role": "user", "content": "Hello"}], read_completion, {})
         except ModelRequestError:

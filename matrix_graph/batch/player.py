@@ -94,12 +94,21 @@ class ScenePlayer:
             except Exception as error:  # noqa: BLE001 - one scene must not end all others
                 _log.exception("a scene broke off")
                 trace = _broken(row, self._config, error)
-        own: dict[str, Any] = {"id": key} if row.id is None else {"id": key, "question_id": row.id}
-        if visitor.condemned is not None:
-            own |= {"status": "failed", "revised": False, "answer": trace.draft}
-            own["error"] = Problem(**describe(visitor.condemned))
-        trace = trace.model_copy(update=own)
-        return Played(key, trace.status, trace.seconds, len(trace.calls), trace_line(trace))
+        return _played(row, key, trace, visitor.condemned)
+
+
+def broken_off(row: Row, key: str, config: SceneConfig, error: Exception) -> Played:
+    """A question that could not be played, for a reason of ours."""
+    return _played(row, key, _broken(row, config, error))
+
+
+def _played(row: Row, key: str, trace: Trace, condemned: Exception | None = None) -> Played:
+    own: dict[str, Any] = {"id": key} if row.id is None else {"id": key, "question_id": row.id}
+    if condemned is not None:
+        own |= {"status": "failed", "revised": False, "answer": trace.draft}
+        own["error"] = Problem(**describe(condemned))
+    trace = trace.model_copy(update=own)
+    return Played(key, trace.status, trace.seconds, len(trace.calls), trace_line(trace))
 
 
 def _broken(row: Row, config: SceneConfig, error: Exception) -> Trace:

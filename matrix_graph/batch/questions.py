@@ -197,10 +197,15 @@ class _Record(NamedTuple):
 def _standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise ConfigError("Standard input is closed. Name a file of questions in place of -.")
+    try:
+        number = sys.stdin.fileno()
+    except (OSError, ValueError):  # it is no file of the system's
+        return sys.stdin.buffer
     # Python takes "nothing there yet" for the end of a file that does not block, and rows would be lost unnoticed.
-    with suppress(OSError, ValueError):
-        os.set_blocking(sys.stdin.fileno(), True)
-    return sys.stdin.buffer
+    with suppress(OSError):
+        os.set_blocking(number, True)
+    # A reader of its own: at exit Python closes its standard input, which fails while a thread waits for a row there.
+    return open(number, "rb", closefd=False)
 
 
 def _begun(file: BinaryIO, format: InputFormat, name: str) -> tuple[Iterator[_Line], str | None]:

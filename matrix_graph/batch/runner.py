@@ -22,8 +22,9 @@ from matrix_graph.batch.folder import RunFolder, identity
 from matrix_graph.batch.player import Played, Player, ScenePlayer
 from matrix_graph.batch.progress import ENDED, Progress
 from matrix_graph.batch.questions import Rejected, Row, to_row
+from matrix_graph.batch.workers import WorkerPlayer, check_portable
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ConfigError, MatrixGraphError
+from matrix_graph.errors import ConfigError, MatrixGraphError, TraceError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
@@ -37,6 +38,8 @@ SCENES_PER_REQUEST = 2
 _WAITING_TRACES = 16
 """Traces that wait for whoever takes them; then scenes wait too."""
 _WATCH_SECONDS = 2.0
+_ROWS_AT_ONCE, _BREATH_SECONDS = 50, 0.001
+"""Rows that are looked at before the scenes get their turn, and how long that is."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,27 +69,39 @@ class Batch:
         give_up_after: float = 3600.0,
         force_new_settings: bool = False,
         retry_failed: bool = False,
+        workers: int = 1,
         source: str = "questions",
         on_status: Callable[[str], None] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        for name, limit in (("max_scenes", max_scenes), ("max_requests", max_requests)):
+        for name, limit in (("max_scenes", max_scenes), ("max_requests", max_requests), ("workers", workers)):
             if limit is not None and limit < 1:
                 raise ConfigError(f"{name} is {limit}; it must be at least 1, or left out.")
         self.directory = Path(out) if out is not None else None
+        if workers > 1:
+            check_portable(model)
+        self._worker_count = workers
         self._questions = questions
         self._given_model = model
         self._cast = cast
         self._config = config or SceneConfig()
         self._max_scenes, self._max_requests = max_scenes, max_requests
-        self._give_up_after = give_up_after
         self._folder_options = {"force_new_settings": force_new_settings, "retry_failed": retry_failed}
         self._source = source
         self._on_status = on_status or _log.info
         self._on_progress = on_progress
         self.progress = Progress(str(out) if out is not None else "", source)
+        self._traffic = Traffic(
+            max_requests or lookout.DEFAULT_REQUESTS,
+            probe=lookout.probe_of(model),
+            give_up_after=give_up_after,
+            on_status=self._on_status,
+            on_absence=self._absent,
+            on_call=self.progress.call_ended,
+        )
 
         self._folder: RunFolder | None = None
+        self._workers: WorkerPlayer | None = None
         self._writer = ThreadPoolExecutor(1, "traces")
         self._met: set[int] = set()
         self._scenes: set[asyncio.Task[None]] = set()
@@ -96,7 +111,7 @@ class Batch:
         self._background: list[asyncio.Task[None]] = []
         self._draining = False
         self._error: BaseException | None = None
-        self._ranks = 0
+        self._rows = self._ranks = 0
         self._restarts = 0
 
     # ---- before and after -----------------------------------------------------------------------------------------
@@ -126,32 +141,42 @@ class Batch:
         }
         most = self._max_requests or await lookout.requests_for(model)
         self._max_scenes = self._max_scenes or SCENES_PER_REQUEST * most
-        self._traffic = Traffic(
-            most,
-            probe=lookout.probe_of(model),
-            give_up_after=self._give_up_after,
-            on_status=self._on_status,
-            on_absence=self._absent,
-            on_call=self.progress.call_ended,
-        )
+        self._traffic.most = most
         address = model.base_url if isinstance(model, ChatVLLM) else ""
         self.progress.connected(name, address, scenes=self._max_scenes, requests=most)
-        self._player: Player = ScenePlayer(
-            model, name=name, lifeline=self._traffic, cast=self._cast, config=self._config
-        )
         self._slots = asyncio.Semaphore(self._max_scenes)
         if self.directory is not None:
             folder = RunFolder(self.directory, self._settings, **self._folder_options)
             await self._in_writer(folder.__enter__)
             self._folder = folder
+        self._player: Player = await self._make_player(model, name)
+
+    async def _make_player(self, model: BaseChatModel, name: str) -> Player:
+        if self._worker_count == 1:
+            return ScenePlayer(model, name=name, lifeline=self._traffic, cast=self._cast, config=self._config)
+        assert isinstance(model, ChatVLLM)  # it is portable
+        self._on_status(f"starting {self._worker_count} worker processes")
+        self._workers = WorkerPlayer(
+            model,
+            count=self._worker_count,
+            name=name,
+            traffic=self._traffic,
+            cast=self._cast,
+            config=self._config,
+            on_status=self._on_status,
+        )
+        await self._workers.start()
+        return self._workers
 
     async def _close(self) -> None:
         tasks = [*self._scenes, *self._background, *([self._dispatcher] if self._dispatcher else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._workers is not None:
+            await self._workers.close()
+        await self._traffic.close()
         if self._folder is not None:
-            await self._traffic.close()
             if self.progress.state not in ENDED:
                 self.progress.state_changed("stopped", str(self._error or "The run was left before its end."))
             self._folder.write_summary(self.progress.snapshot().model_dump(mode="json"))
@@ -200,6 +225,10 @@ class Batch:
 
     async def _dispatch(self) -> None:
         async for item in _each(self._questions):
+            self._rows += 1
+            if self._rows % _ROWS_AT_ONCE == 0:
+                # Rows that are done already wait for nothing, and must not keep scenes waiting.
+                await asyncio.sleep(_BREATH_SECONDS if self._scenes else 0)
             row = item if isinstance(item, Rejected) else to_row(item)
             if isinstance(row, Rejected):
                 await self._reject(row)
@@ -272,17 +301,18 @@ class Batch:
     async def _conduct(self) -> None:
         """See the run through to its end, good or bad."""
         assert self._dispatcher is not None  # it was started before
-        try:
-            await asyncio.wait([self._dispatcher])
-            if not self._dispatcher.cancelled() and (error := self._dispatcher.exception()) is not None:
-                self._fail(error)
-            while self._scenes:
-                await asyncio.wait(self._scenes)
-            if self._error is None and not self._draining:
+        await asyncio.wait([self._dispatcher])
+        if not self._dispatcher.cancelled() and (error := self._dispatcher.exception()) is not None:
+            self._fail(error)
+        while self._scenes:
+            await asyncio.wait(self._scenes)
+        if self._error is None and not self._draining:
+            try:
                 await self._last_chances()
-            self._conclude()
-        finally:
-            await self._finished.put(None)
+            except TraceError as error:
+                self._fail(error)
+        self._conclude()
+        await self._finished.put(None)
 
     async def _last_chances(self) -> None:
         # One question alone, in flight at every death there was: nothing speaks for it. Otherwise the server may die of
@@ -346,6 +376,8 @@ class Batch:
             self._on_progress(self.progress)
 
     def _absent(self, away: bool) -> None:
+        if self._workers is not None:
+            self._workers.absent(away)
         self.progress.state_changed("waiting" if away else "draining" if self._draining else "running")
 
 
@@ -361,6 +393,7 @@ async def run_batch(
     give_up_after: float = 3600.0,
     force_new_settings: bool = False,
     retry_failed: bool = False,
+    workers: int = 1,
 ) -> AsyncIterator[Trace]:
     """Rehearse many questions side by side on one model.
 
@@ -380,6 +413,9 @@ async def run_batch(
         give_up_after: seconds that the server may be away (`ChatVLLM` only); no scene fails meanwhile.
         force_new_settings: go on in a folder that was begun under other settings.
         retry_failed: play questions again whose scenes failed; their old traces go to `out/failed.jsonl`.
+        workers: processes that play scenes (`ChatVLLM` only). With 1 they are played in this one, which makes some 800
+            calls a second on one core; more are of use where the server answers more than that, which only several
+            GPUs or a tiny model do. Each takes a core and some 100 MB of memory; everything else stays the same.
 
     Yields:
         The trace of every question that was not done before, in the order in which they end.
@@ -390,6 +426,7 @@ async def run_batch(
         RunLockedError: another run writes to `out`.
         SettingsChangedError: `out` was begun under other settings.
         ConfigError: a folder or an option that cannot be used.
+        WorkerError: worker processes do not start, or die again and again; start again to go on.
     """
     async with Batch(
         questions,
@@ -402,6 +439,7 @@ async def run_batch(
         give_up_after=give_up_after,
         force_new_settings=force_new_settings,
         retry_failed=retry_failed,
+        workers=workers,
     ) as batch:
         async for played in batch.play():
             yield played.trace

@@ -142,9 +142,7 @@ def to_trace(state: Mapping[str, Any]) -> Trace:
         pydantic.ValidationError: the scene has not ended.
     """
     calls = state.get("calls", [])
-    usage = Usage()
-    for call in calls:
-        usage += Usage(**call["usage"])
+    read, written = (sum(call["usage"][name] for call in calls) for name in ("input_tokens", "output_tokens"))
     return Trace(
         id=state["id"],
         question=state["question"],
@@ -159,7 +157,7 @@ def to_trace(state: Mapping[str, Any]) -> Trace:
         failures=state.get("failures", []),
         ended_by=state.get("ended_by"),
         settings=state["settings"],
-        usage=usage,
+        usage=Usage(input_tokens=read, output_tokens=written),
         seconds=round(state.get("clock", 0.0), 3),
         created_at=state["created_at"],
     )

@@ -134,7 +134,10 @@ class LineWriter:
 
     def _refusal(self, error: OSError) -> TraceError:
         # A torn end that could not be cut off is nothing either: who reads passes over it, who writes cuts it off.
-        return TraceError(f"The {self._noun} cannot be written to {self.path}: {error}. Nothing of it was kept there.")
+        return TraceError(
+            f"The {self._noun} cannot be written to {self.path}: {error}. Nothing of it was kept there. Make room or "
+            "grant access, then give the same command again."
+        )
 
 
 class TraceWriter(LineWriter):

@@ -25,7 +25,7 @@ from typing import Any
 
 from aiohttp import web
 
-if __name__ == "__main__":  # as a process: the folder of this file is on the path, not the repository
+if __name__ in ("__main__", "model_server"):  # in a process of its own, this folder is on the path, not the repository
     from random_reply import JSON, Reply, cut, digest, prompt_tokens, random_reply, tool_calls, words
 else:
     from tests.integration.random_reply import JSON, Reply, cut, digest, prompt_tokens, random_reply, tool_calls, words
@@ -81,7 +81,8 @@ class ModelServer:
         true: the probability of `true` for booleans.
         models: the names served; requests for others get a 404.
         max_model_len: context length in tokens; longer prompts get a 400.
-        port: 0 takes a free one.
+        port: 0 takes a free one, which it keeps when it is stopped and started again.
+        metrics: the page at `/metrics`; None: there is none.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class ModelServer:
         models: tuple[str, ...] = ("fake-model",),
         max_model_len: int = 8192,
         port: int = 0,
+        metrics: str | None = None,
     ) -> None:
         self.delay = delay
         self.api_key = api_key
@@ -105,6 +107,8 @@ class ModelServer:
         self.adapters: dict[str, str] = {}
         self.max_model_len = max_model_len
         self.port = port
+        self.metrics = metrics
+        self.routes: list[web.RouteDef] = []
         self.healthy = True
         self.calls: list[Call] = []
         self.requests: list[tuple[str, str]] = []
@@ -162,7 +166,9 @@ class ModelServer:
         """Serve in the running event loop until `stop`."""
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=1 << 30, middlewares=[self._gate])
+        app.router.add_routes(self.routes)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
@@ -189,6 +195,9 @@ class ModelServer:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(status=404) if self.metrics is None else web.Response(text=self.metrics)
 
     async def _models(self, _: web.Request) -> web.Response:
         cards = [{"id": name, "object": "model", "max_model_len": self.max_model_len} for name in self.models]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from matrix_graph import ChatVLLM, Trace
 from matrix_graph.scene.prompts import opening
@@ -15,6 +20,39 @@ from tests.integration.random_reply import JSON, Reply
 PURPOSES = ("draft", "cast", "act", "judge", "reflect", "revise")
 
 Replies = Callable[[JSON], str | Reply | Fault | None]
+
+
+class Stories(dict[str, Callable[[Path], None]]):
+    """Tests that mostly wait for other processes, each a function of an empty folder, by its name.
+
+    They are played side by side, `WORKERS` at a time, as soon as the first of them is wanted; pytest collects one test
+    for each, which waits for its end.
+    """
+
+    WORKERS = 3
+
+    def add(self, story: Callable[[Path], None]) -> Callable[[Path], None]:
+        self[story.__name__] = story
+        return story
+
+    @contextmanager
+    def played(
+        self, request: pytest.FixtureRequest, folders: pytest.TempPathFactory
+    ) -> Iterator[dict[str, Future[None]]]:
+        """The ends of those whose tests were selected. Their parameter is called "story"."""
+        tests = (
+            item for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        )
+        chosen = {test.callspec.params.get("story") for test in tests}
+        with ThreadPoolExecutor(self.WORKERS) as pool:
+            futures = {
+                name: pool.submit(story, folders.mktemp("story")) for name, story in self.items() if name in chosen
+            }
+            try:
+                yield futures
+            finally:
+                for future in futures.values():
+                    future.cancel()
 
 
 def client(server: ModelServer, /, **options: Any) -> ChatVLLM:
@@ -62,6 +100,15 @@ def full_cast(body: JSON) -> str | None:
             "objects": [{"name": "door", "state": "closed"}],
             "plan": plan,
         }
+    )
+
+
+def drafted(server: ModelServer) -> Counter[str]:
+    """How often each question was begun: its requests for a draft. One token long are those that look for a server."""
+    return Counter(
+        body["messages"][-1]["content"]
+        for body in server.bodies
+        if purpose(body) == "draft" and body.get("max_tokens") != 1
     )
 
 
