@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from matrix_graph import Trace, read_traces
-from matrix_graph.batch.progress import Summary
+from matrix_graph.batch.summary import Summary
 from tests.integration.model_server import Fault, ModelServer
 from tests.integration.scenes import Stories, busy, drafted
 from tests.integration.test_cli import COMMAND, Done, Shell, ended
