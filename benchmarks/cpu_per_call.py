@@ -41,7 +41,7 @@ from typing import Any
 from _common import Report, heading, local_server, parser, recorded, send_flat, topical_question
 
 from matrix_graph import ChatVLLM
-from matrix_graph.batch.garbage import collect_garbage_rarely
+from matrix_graph.batch.process import collect_garbage_rarely
 from matrix_graph.batch.runner import Batch
 from matrix_graph.models.client.wire import JSON, decode
 

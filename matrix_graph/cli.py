@@ -97,7 +97,7 @@ def rehearse(
 
         matrix-graph rehearse "..." --base-url http://127.0.0.1:8000/v1 --model my-model --json
     """
-    from matrix_graph.batch.folder import is_locked
+    from matrix_graph.batch.lock import is_locked
 
     settings = settings_from(config, model, base_url, _scene(roles, steps, temperature))
     text = standard_input() if question == "-" else question

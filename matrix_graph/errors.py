@@ -69,6 +69,10 @@ class SceneError(MatrixGraphError):
     """A scene cannot go on: nothing to play, or one of its limits is reached."""
 
 
+class BatchError(MatrixGraphError):
+    """A run of many scenes cannot go on on this machine."""
+
+
 class TraceError(MatrixGraphError):
     """A trace file that cannot be read or written."""
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from matrix_graph.batch.garbage import collect_garbage_rarely
 from matrix_graph.batch.player import Player, ScenePlayer
-from matrix_graph.batch.questions import Row
+from matrix_graph.batch.process import collect_garbage_rarely, open_many_files
+from matrix_graph.batch.rows import Row
 from matrix_graph.batch.wire import Message, Outbox, Unpacker, WireError
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import CrashingQuestionError, ModelError, ModelUnavailableError
@@ -77,12 +77,13 @@ class RemoteGate:
         if call in self._calls:
             self._tokens[call] = (input_tokens, output_tokens)
 
-    async def lost(self, *, reached: bool) -> None:
+    async def lost(self, *, reached: bool) -> bool:
         """Wait until a call that has lost its server may try again; see `models.traffic.Traffic.lost`."""
         call = current_call.get()
         if call is not None and (number := self._calls.get(call)) is not None:
             self._send(["lost", number, reached])
             await self._answer(number, call.visitor)
+        return self.clocks.stopped
 
     def go(self, number: int) -> None:
         """The run lets a call go on."""
@@ -239,6 +240,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
+    open_many_files()
     collect_garbage_rarely()
     asyncio.run(_work(incoming, outgoing))
 

@@ -16,13 +16,17 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from matrix_graph.batch.folder import is_locked, read_summary
-from matrix_graph.batch.garbage import collect_garbage_rarely
-from matrix_graph.batch.progress import Progress, Summary
-from matrix_graph.batch.questions import InputFormat, Rejected, Row, count_rows, open_questions, read_rows
-from matrix_graph.batch.views import final, run_view, status_lines
+from matrix_graph.batch.folder import read_summary
+from matrix_graph.batch.lock import is_locked
+from matrix_graph.batch.process import collect_garbage_rarely, open_many_files
+from matrix_graph.batch.progress import Progress
+from matrix_graph.batch.questions import InputFormat, count_rows, open_questions, read_rows
+from matrix_graph.batch.rows import Rejected, Row
+from matrix_graph.batch.summary import Summary
+from matrix_graph.batch.views import run_view
+from matrix_graph.batch.words import final, status_lines
 from matrix_graph.config import Settings, explain
-from matrix_graph.errors import ConfigError
+from matrix_graph.errors import ConfigError, MatrixGraphError
 from matrix_graph.records import Cast
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -54,12 +58,17 @@ def run_questions(
         typer.Exit: something failed (1), or the run was stopped (128 plus the signal's number).
     """
     console = Console(stderr=True)
+    open_many_files()
     if str(questions) != "-" and not questions.is_fifo():
         with open_questions(questions):
             pass  # better told now than when the model server has started
-    summary, stopped_by = asyncio.run(_run(questions, out, settings, console, format=format, cast=cast, **options))
+    summary, stopped_by, error = asyncio.run(
+        _run(questions, out, settings, console, format=format, cast=cast, **options)
+    )
     if as_json:
         typer.echo(summary.model_dump_json())
+    if error is not None:
+        raise error
     if stopped_by is not None:
         raise typer.Exit(128 + stopped_by)
     if summary.questions.failed or summary.questions.rejected:
@@ -101,7 +110,7 @@ async def _run(
     *,
     format: InputFormat,
     **options: Any,
-) -> tuple[Summary, int | None]:
+) -> tuple[Summary, int | None, MatrixGraphError | None]:
     with run_view(console) as view:
         # These imports take a second, in which people see that it starts.
         from matrix_graph.batch.runner import Batch, StoppedError
@@ -121,16 +130,18 @@ async def _run(
                 _count(questions, format, batch.progress)
                 collect_garbage_rarely()
                 with _signals(batch.drain, batch.stop, view.status) as received:
-                    stopped_by = None
+                    stopped_by, error = None, None
                     try:
                         async for _ in batch.play():
                             pass
                     except StoppedError:
                         stopped_by = received[0] if received else signal.SIGTERM
+                    except MatrixGraphError as failure:
+                        error = failure
             summary = batch.progress.snapshot()
     for line in final(summary, out):
         console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    return summary, stopped_by
+    return summary, stopped_by, error
 
 
 def _steadfast(settings: Settings) -> Settings:

@@ -1,8 +1,8 @@
-"""The folder of a run on disk: what is done, what was rejected, and that only one run writes there.
+"""The folder of a run on disk: what is done and what was rejected; only one run writes there.
 
 Why: a run of days is interrupted, started again and watched, and the folder is all that outlives it. What always holds,
 whenever and however a run ends: its files hold whole lines; a question that is done stands in `traces.jsonl` once and
-is known at the next start; no trace is lost; the lock ends with its process.
+is known at the next start; no trace is lost.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from filelock import FileLock, Timeout
-
-from matrix_graph.errors import ConfigError, RunLockedError, SettingsChangedError, TraceError
+from matrix_graph.batch.files import part_of, read_object, replace_file
+from matrix_graph.batch.lock import RunLock
+from matrix_graph.errors import ConfigError, SettingsChangedError, TraceError
 from matrix_graph.records import Status, Trace, clean
-from matrix_graph.traces.store import LineWriter, TraceWriter, line_head, trace_heads, trace_line
+from matrix_graph.traces.lines import LineWriter
+from matrix_graph.traces.store import TraceWriter, line_head, trace_heads, trace_line
 
 FAILED_NAME = "failed.jsonl"
 """Failed traces that `retry_failed` moved out of the way."""
@@ -34,12 +33,6 @@ REJECTED_NAME = "rejected.jsonl"
 SETTINGS_NAME = "settings.json"
 SUMMARY_NAME = "summary.json"
 
-_LOCK_NAME = ".lock"
-_OWNER_NAME = ".lock-owner"
-_LOCK_SECONDS = 0.2
-"""How long a run waits for its lock. `is_locked` takes it for an instant, which must keep no run from starting."""
-_LOOK_SECONDS = 0.05
-_POLL_SECONDS = 0.01
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LONGEST_VALUE = 80
 """Characters of a setting in a message."""
@@ -111,7 +104,7 @@ class RunFolder:
         with ExitStack() as resources:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                resources.enter_context(_Lock(self.directory))
+                resources.enter_context(RunLock(self.directory))
                 self._check_settings()
             except OSError as error:
                 raise ConfigError(
@@ -225,7 +218,7 @@ class RunFolder:
         content = clean(json.dumps(dict(summary), indent=2, ensure_ascii=False)) + "\n"
         with self._noting:
             try:
-                _replace(self.directory / SUMMARY_NAME, content.encode(), sync=False)
+                replace_file(self.directory / SUMMARY_NAME, content.encode(), sync=False)
             except OSError as error:
                 if not self._summary_failed:
                     _log.warning("%s cannot be written: %s. The run goes on.", self.directory / SUMMARY_NAME, error)
@@ -258,7 +251,7 @@ class RunFolder:
                     + "Use another --out, or --force-new-settings to go on here "
                     "(questions done under the old settings will be done again under the new ones)."
                 )
-        _replace(path, content.encode(), sync=True)
+        replace_file(path, content.encode(), sync=True)
 
     def _scan(self) -> None:
         self.counts = dict.fromkeys(get_args(Status), 0)
@@ -275,62 +268,9 @@ class RunFolder:
             self._otherwise[int(key, 16)] = status
 
 
-class _Lock:
-    """One run at a time: the system's lock on a file, which ends with the process that holds it, however it ends."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        # The run may be left by another thread than it was entered by.
-        self._lock = FileLock(
-            directory / _LOCK_NAME, thread_local=False, timeout=_LOCK_SECONDS, poll_interval=_POLL_SECONDS
-        )
-
-    def __enter__(self) -> Self:
-        owner = self._directory / _OWNER_NAME
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise RunLockedError(
-                f"Another run{_described(owner)} writes to {self._directory}. "
-                "Wait for it, stop it, or name another --out."
-            ) from error
-        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        with suppress(OSError):  # it serves a message alone
-            _replace(
-                owner,
-                json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}).encode(),
-                sync=False,
-            )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):
-            (self._directory / _OWNER_NAME).unlink()
-        self._lock.release()
-
-
-def is_locked(directory: Path) -> bool:
-    """Whether a run writes to the folder now; neither the run nor the folder is disturbed by the question.
-
-    Takes at most a twentieth of a second.
-    """
-    path = directory / _LOCK_NAME
-    if not path.is_file():
-        return False
-    try:
-        with FileLock(path, timeout=_LOOK_SECONDS, poll_interval=_POLL_SECONDS):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that one may read but not write: a run that ended in order took its name away
-        return (directory / _OWNER_NAME).exists()
-
-
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """The summary that the run last wrote; `None` if there is none that can be read."""
-    return _read_object(directory / SUMMARY_NAME)
+    return read_object(directory / SUMMARY_NAME)
 
 
 def _canonical(content: object) -> str:
@@ -371,7 +311,7 @@ def _set_failed_aside(directory: Path) -> None:
     """
     with TraceWriter(directory) as traces:
         path = traces.path.resolve()  # a link to another disk stays one
-    part = _part(path)
+    part = part_of(path)
     try:
         part.unlink(missing_ok=True)  # of a program that was killed
         if not any(head.status == "failed" for head in trace_heads(path)):
@@ -414,38 +354,3 @@ def _rejection(row: dict[str, Any]) -> bytes:
     """What tells a rejection from others, short enough to remember a million."""
     content = _canonical([row["source"], row["line"], row["reason"]])
     return hashlib.sha256(content.encode()).digest()[:16]
-
-
-def _described(owner: Path) -> str:
-    content = _read_object(owner) or {}
-    if not {"pid", "host", "since"} <= content.keys():
-        return ""
-    return f" (pid {content['pid']} on {content['host']}, since {content['since']})"
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _replace(path: Path, content: bytes, *, sync: bool) -> None:
-    """Put a file in place, whole or not at all."""
-    part = _part(path)
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")

@@ -64,6 +64,26 @@ async def requests_for(model: BaseChatModel) -> int:
     return max(_LEAST_REQUESTS, min(MOST_REQUESTS * cache.engines, cache.tokens // _TOKENS_PER_REQUEST))
 
 
+async def why_refused(model: BaseChatModel, name: str) -> str | None:
+    """Why a model's server refuses every call, not only one; None: it does not, or nobody knows.
+
+    Args:
+        model: the model.
+        name: by which its server knew it when the run began.
+    """
+    if not isinstance(model, ChatVLLM):
+        return None
+    try:
+        names = await model.model_copy(update={"server": None, "give_up_after": 0.0}).aserved_names()
+    except ModelRequestError as error:
+        return str(error) if error.status in (401, 403) else None
+    except ModelError:
+        return None
+    if not names or name in names:
+        return None
+    return f"The model server no longer serves {name}, but {', '.join(names)}. Serve {name} again."
+
+
 async def counters_of(model: BaseChatModel) -> dict[str, float]:
     """The server's counters since it started, as `parse_counters` names them; empty if it has none."""
     page = await _page(model)

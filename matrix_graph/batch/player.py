@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from langchain_core.language_models import BaseChatModel
 
-from matrix_graph.batch.questions import Row
+from matrix_graph.batch.rows import Row
 from matrix_graph.compose.rehearsal import Rehearsal
 from matrix_graph.config import SceneConfig
+from matrix_graph.errors import BatchError
 from matrix_graph.models.ask import describe
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.turn import Visitor
@@ -91,6 +92,12 @@ class ScenePlayer:
             try:
                 result = await self._rehearsal.ainvoke({"question": row.question, "draft": row.draft})
                 trace: Trace = result["trace"]
+            except (OSError, MemoryError) as error:
+                # This machine's fault, which the next question would meet too.
+                raise BatchError(
+                    f"A scene cannot be played on this machine: {error!r}. Nothing that was finished is lost. "
+                    "Mend that (open files: ulimit -n, or a lower --max-requests), then start the same command again."
+                ) from error
             except Exception as error:  # noqa: BLE001 - one scene must not end all others
                 _log.exception("a scene broke off")
                 trace = _broken(row, self._config, error)

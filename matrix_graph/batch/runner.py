@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +21,13 @@ from langchain_core.language_models import BaseChatModel
 from matrix_graph.batch import lookout
 from matrix_graph.batch.folder import RunFolder, identity
 from matrix_graph.batch.player import Played, Player, ScenePlayer
-from matrix_graph.batch.progress import ENDED, Progress
-from matrix_graph.batch.questions import Rejected, Row, to_row
+from matrix_graph.batch.process import most_open_connections
+from matrix_graph.batch.progress import Progress
+from matrix_graph.batch.rows import Rejected, Row, to_row
+from matrix_graph.batch.summary import ENDED
 from matrix_graph.batch.workers import WorkerPlayer, check_portable
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ConfigError, MatrixGraphError, TraceError
+from matrix_graph.errors import ConfigError, MatrixGraphError, ModelError, ModelRequestError, TraceError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
@@ -38,6 +41,8 @@ SCENES_PER_REQUEST = 2
 _WAITING_TRACES = 16
 """Traces that wait for whoever takes them; then scenes wait too."""
 _WATCH_SECONDS = 2.0
+_SILENCE_SECONDS = 120.0
+"""How long no call may end, with some in flight, before the server is asked whether it is well."""
 _ROWS_AT_ONCE, _BREATH_SECONDS = 50, 0.001
 """Rows that are looked at before the scenes get their turn, and how long that is."""
 
@@ -133,13 +138,19 @@ class Batch:
 
     async def _prepare(self) -> None:
         model = self._given_model
-        name = await lookout.served_name(model)
+        self._name = name = await lookout.served_name(model)
         self._settings = {
             "model": name,
             "scene": self._config.model_dump(mode="json"),
             "cast": self._cast.model_dump(mode="json") if self._cast else None,
         }
-        most = self._max_requests or await lookout.requests_for(model)
+        allowed = most_open_connections()
+        if self._max_requests is not None and self._max_requests > allowed:
+            raise ConfigError(
+                f"--max-requests is {self._max_requests}, and this process may open {allowed} connections only. "
+                "Raise that (ulimit -n), or lower --max-requests."
+            )
+        most = self._max_requests or min(allowed, await lookout.requests_for(model))
         self._max_scenes = self._max_scenes or SCENES_PER_REQUEST * most
         self._traffic.most = most
         address = model.base_url if isinstance(model, ChatVLLM) else ""
@@ -277,16 +288,33 @@ class Batch:
                 self._aside.append((row, played))
                 self.progress.set_aside()
                 played = None
+            elif played.status == "failed" and (reason := await self._refused(played)) is not None:
+                raise ModelError(f"{reason} Nothing that was finished is lost; then start the same command again.")
+        except BaseException:
+            played = None
+            raise
         finally:
             if played is None:
                 self.progress.scene_ended(None)
         if played is not None:
             await self._keep(played)
 
+    async def _refused(self, played: Played) -> str | None:
+        """Why the server refuses every call, if a refusal is what a scene has failed of."""
+        error = played.trace.error
+        if error is None or error.type != ModelRequestError.__name__:
+            return None
+        return await lookout.why_refused(self._given_model, self._name)
+
     async def _keep(self, played: Played) -> None:
-        if self._folder is not None:
-            await self._in_writer(self._folder.keep_line, played.key, played.line, played.status)
-        self.progress.scene_ended(played.status, seconds=played.seconds, calls=played.calls)
+        kept = False
+        try:
+            if self._folder is not None:
+                await self._in_writer(self._folder.keep_line, played.key, played.line, played.status)
+            kept = True
+        finally:
+            status = played.status if kept else None
+            self.progress.scene_ended(status, seconds=played.seconds, calls=played.calls)
         await self._finished.put(played)
 
     async def _reject(self, row: Rejected) -> None:
@@ -358,7 +386,15 @@ class Batch:
 
     async def _watch(self) -> None:
         """Keep progress and summary up to date."""
+        heard, heard_at = -1, 0.0
         while True:
+            # A server that hangs breaks no connection; nothing but its silence tells.
+            now = time.monotonic()
+            if self.progress.calls != heard or not self._traffic.in_flight or self._traffic.clocks.stopped:
+                heard, heard_at = self.progress.calls, now
+            elif now - heard_at > _SILENCE_SECONDS:
+                heard_at = now
+                self._traffic.look()
             counters = await lookout.counters_of(self._given_model) if not self._traffic.clocks.stopped else {}
             if counters:
                 self.progress.metrics(counters)

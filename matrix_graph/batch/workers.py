@@ -26,7 +26,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables.config import var_child_runnable_config
 
 from matrix_graph.batch.player import Played, broken_off
-from matrix_graph.batch.questions import Row
+from matrix_graph.batch.rows import Row
 from matrix_graph.batch.wire import Message, Outbox, Unpacker, WireError
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError, MatrixGraphError, ModelError

@@ -74,6 +74,11 @@ class Traffic:
         self._held: dict[Call, None] = {}  # in the order in which they were lost
         self._recovery: asyncio.Task[None] | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight."""
+        return self._in_flight
+
     # ---- turns --------------------------------------------------------------------------------------------------
 
     def visitor(self, rank: int, *, last_chance: bool = False) -> Visitor:
@@ -150,11 +155,14 @@ class Traffic:
 
     # ---- a server that is away ----------------------------------------------------------------------------------
 
-    async def lost(self, *, reached: bool) -> None:
+    async def lost(self, *, reached: bool) -> bool:
         """Wait until a call that has lost its server may try again (`models.client.http.Lifeline`).
 
         Args:
             reached: whether the request had reached the server; else it cannot be what brought it down.
+
+        Returns:
+            Whether the server was away meanwhile: then the call may go at once.
 
         Raises:
             ModelUnavailableError: the server is gone for good.
@@ -162,7 +170,7 @@ class Traffic:
         """
         call = current_call.get()
         if call is None or self._probe is None:
-            return
+            return False
         if self.gone is not None:
             raise self.gone
         call.reached = reached
@@ -172,9 +180,14 @@ class Traffic:
         if self._recovery is None:
             self._recovery = asyncio.create_task(self._recover(self._probe))
         try:
-            await call.waiting
+            return await call.waiting
         finally:
             self._held.pop(call, None)
+
+    def look(self) -> None:
+        """Find out whether the server still answers; if not, wait for it as if a call had lost it."""
+        if self._probe is not None and self._recovery is None and self.gone is None:
+            self._recovery = asyncio.create_task(self._recover(self._probe))
 
     async def close(self) -> None:
         """Stop looking for the server."""
@@ -194,13 +207,13 @@ class Traffic:
         except Exception as error:  # noqa: BLE001 - those who wait must get an answer, whatever is wrong here
             self._give_up(ModelUnavailableError(f"The server was lost, and looking for it failed: {error!r}"))
         finally:
+            for call in list(self._held):
+                self._let_go(call)
             if self.clocks.stopped:
                 self.clocks.start()
                 self._absent(False)
             self._recovery = None
             self._open = True
-            for call in list(self._held):
-                self._let_go(call)
             self._wake()
 
     async def _wait(self, probe: Probe, wrong: str) -> float:
@@ -266,7 +279,7 @@ class Traffic:
         if call.waiting is not None and not call.waiting.done():
             refusal = self.gone or call.visitor.condemned
             if refusal is None:
-                call.waiting.set_result(None)
+                call.waiting.set_result(self.clocks.stopped)
             else:
                 call.waiting.set_exception(refusal)
 

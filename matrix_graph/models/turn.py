@@ -71,7 +71,7 @@ class Call:
     deaths: int = 0
     reached: bool = True
     over: bool = False
-    waiting: asyncio.Future[None] | None = None
+    waiting: asyncio.Future[bool] | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -16,18 +16,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from matrix_graph.batch.progress import ENDED, Limits, Questions, Rates, State, Summary, ThisStart
-from matrix_graph.batch.views import (
-    BarView,
-    LineView,
-    RunView,
-    amount,
-    duration,
-    final,
-    plain_line,
-    run_view,
-    status_lines,
-)
+from matrix_graph.batch.summary import ENDED, Limits, Questions, Rates, State, Summary, ThisStart
+from matrix_graph.batch.views import BarView, LineView, RunView, run_view
+from matrix_graph.batch.words import amount, duration, final, plain_line, status_lines
 
 MOMENT = datetime(2026, 1, 2, 12, 3, 4).astimezone()
 HOSTILE = "\x1b[2J\x1b]0;title\x07 [bold]b[/bold] [/] :smile: \u202egnp\u2066 \x00\x9b31m\r\nnext \u2028line \ud800"

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matrix_graph.batch.progress import ENDED, Progress, State, Summary
+from matrix_graph.batch.progress import Progress
+from matrix_graph.batch.summary import ENDED, State, Summary
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STATES: list[State] = ["running", "waiting", "draining", "done", "stopped", "failed"]

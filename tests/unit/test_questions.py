@@ -19,18 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matrix_graph.batch import questions
-from matrix_graph.batch.questions import (
-    EXCERPT_LENGTH,
-    LONGEST,
-    InputFormat,
-    Rejected,
-    Row,
-    count_rows,
-    open_questions,
-    read_rows,
-    to_row,
-)
+from matrix_graph.batch.questions import InputFormat, count_rows, open_questions, read_rows
+from matrix_graph.batch.rows import EXCERPT_LENGTH, LONGEST, Rejected, Row, to_row
 from matrix_graph.errors import ConfigError
 
 BOM = b"\xef\xbb\xbf"
@@ -49,6 +39,11 @@ junk = st.sampled_from(
 ) | (st.binary(max_size=4))
 any_bytes = st.lists(junk, max_size=30).map(b"".join)
 headers = st.sampled_from([b"", b"question\n"])
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    for module in ("rows", "csv_records", "questions"):
+        monkeypatch.setattr(f"matrix_graph.batch.{module}.LONGEST", longest)
 
 
 class Stream(io.RawIOBase):
@@ -290,7 +285,7 @@ def test_a_quote_that_is_never_closed_is_rejected() -> None:
 
 
 def test_a_quote_that_is_never_closed_takes_no_more_than_a_row_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions, "LONGEST", 100)
+    limit(monkeypatch, 100)
     content = b'question\n"open\n' + b"123456789\n" * 20 + b"after\n"
     rejected, *after = comma(content)
     assert rejected == Rejected(2, "longer than 100 bytes, the most that a row may have", '"open')
@@ -432,7 +427,7 @@ def test_a_huge_line_is_rejected_in_bounded_memory(format: InputFormat) -> None:
 @pytest.mark.parametrize("excess", [-1, 0, 1, 2])
 @pytest.mark.parametrize("ended", [b"\n", b""])
 def test_the_longest_row(monkeypatch: pytest.MonkeyPatch, excess: int, ended: bytes) -> None:
-    monkeypatch.setattr(questions, "LONGEST", 50)
+    limit(monkeypatch, 50)
     text = "x" * (48 - len(ended) + excess)
     after = [(2, "after")] if ended else []
     line = f'"{text}"'.encode() + ended + (b'"after"\n' if ended else b"")

@@ -30,9 +30,9 @@ from matrix_graph.batch.folder import (
     SUMMARY_NAME,
     RunFolder,
     identity,
-    is_locked,
     read_summary,
 )
+from matrix_graph.batch.lock import is_locked
 from matrix_graph.errors import ConfigError, MatrixGraphError, RunLockedError, SettingsChangedError, TraceError
 from matrix_graph.records import Trace
 from matrix_graph.traces.store import FILE_NAME, append_trace, read_traces, trace_line

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from matrix_graph.errors import TraceError
 from matrix_graph.records import SCHEMA_VERSION, Trace
 from matrix_graph.traces import store
+from matrix_graph.traces.lines import LineWriter
 from matrix_graph.traces.store import (
     FILE_NAME,
-    LineWriter,
     TraceWriter,
     append_trace,
     line_head,

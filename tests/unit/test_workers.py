@@ -24,7 +24,7 @@ from matrix_graph import ChatVLLM, SceneConfig
 from matrix_graph.batch import _worker as child
 from matrix_graph.batch import workers as parent
 from matrix_graph.batch.player import Played
-from matrix_graph.batch.questions import Row
+from matrix_graph.batch.rows import Row
 from matrix_graph.batch.wire import Outbox, Unpacker, WireError, pack
 from matrix_graph.batch.workers import WorkerError, WorkerPlayer, check_portable
 from matrix_graph.errors import ConfigError, CrashingQuestionError, ModelUnavailableError

@@ -168,6 +168,16 @@ class VLLMConnection(BaseChatModel):
         """
         return self.model or await self._served().first_name()
 
+    async def aserved_names(self) -> list[str]:
+        """The names of models and adapters that the server lists at this moment.
+
+        Raises:
+            ModelError: the server cannot be reached, or refuses.
+        """
+        served = self._served()
+        served.forget()
+        return await served.names()
+
     async def acontext_length(self) -> int | None:
         """The longest prompt plus reply, in tokens, as the server tells; None if it does not. Asked once, then kept.
 

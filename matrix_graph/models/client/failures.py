@@ -59,7 +59,9 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
     """
     said = without_key(said, key)
     if status in (408, 429) or status >= 500:
-        return TryAgainError(f"HTTP {status}: {said}", wait=wait, lost=status >= 500)
+        # What a gateway or a crowded server says, the engine never saw.
+        kept_out = status in (429, 502, 503, 504)
+        return TryAgainError(f"HTTP {status}: {said}", wait=wait, lost=kept_out or status >= 500, reached=not kept_out)
     what = f"{where} answered HTTP {status}: {said.rstrip('.')}."
     if status in (400, 413, 422) and _TOO_LONG.search(said):
         advice = "Shorten the prompt, lower max_tokens, or serve the model with a longer --max-model-len."

@@ -39,8 +39,15 @@ class Waitable(Protocol):
 class Lifeline(Protocol):
     """Something that decides when a request that has lost its server may try again: `models.traffic.Traffic` is one."""
 
-    async def lost(self, *, reached: bool) -> None:
-        """Return when the request may be sent again, or raise a ModelError; `reached`: it had reached the server."""
+    async def lost(self, *, reached: bool) -> bool:
+        """Return when the request may be sent again, or raise a ModelError.
+
+        Args:
+            reached: whether it had reached the server.
+
+        Returns:
+            Whether to send it at once, since it has been waited for long enough.
+        """
 
 
 class HTTPClient:
@@ -225,6 +232,7 @@ class HTTPClient:
             return await attempt()
 
         waited = 0.0  # for the server; it does not count against the request's own time
+        at_once = False
 
         def enough(state: RetryCallState) -> bool:
             if self._max_retries is not None and state.attempt_number > self._max_retries:
@@ -232,13 +240,16 @@ class HTTPClient:
             return (state.seconds_since_start or 0.0) - waited + state.upcoming_sleep >= self._give_up_after
 
         async def recover(state: RetryCallState) -> None:
-            nonlocal waited
+            nonlocal waited, at_once
             began = time.monotonic()
-            await self._recover(state, self._give_up_after - (state.seconds_since_start or 0.0) + waited)
+            at_once = await self._recover(state, self._give_up_after - (state.seconds_since_start or 0.0) + waited)
             waited += time.monotonic() - began
 
+        async def sleep(seconds: float) -> None:
+            await asyncio.sleep(0.0 if at_once else seconds)
+
         retrying = AsyncRetrying(
-            sleep=asyncio.sleep,
+            sleep=sleep,
             retry=retry_if_exception_type(TryAgainError),
             wait=failures.pause,
             stop=enough,
@@ -257,18 +268,18 @@ class HTTPClient:
                 f"(now {self._give_up_after:g} s)."
             ) from last.__cause__
 
-    async def _recover(self, state: RetryCallState, left: float) -> None:
-        """Wait for a supervised server to be back, at most for the seconds that are left."""
+    async def _recover(self, state: RetryCallState, left: float) -> bool:
+        """Wait for a supervised server to be back, at most for the seconds that are left; whether to try at once."""
         failure = state.outcome.exception() if state.outcome else None
         if self._server is None or not isinstance(failure, TryAgainError) or not failure.lost:
-            return
+            return False
         if isinstance(self._server, Lifeline):
-            await self._server.lost(reached=failure.reached)
-            return
+            return await self._server.lost(reached=failure.reached)
         try:
             await self._server.wait_ready(max(left, 0.0))
         except (ServerError, TimeoutError) as error:
             raise ModelUnavailableError(f"{failure}, and the server did not come back: {error}") from error
+        return False
 
     def _broken(self, error: Exception) -> TryAgainError:
         return failures.of_connection(error, self._limits, self._key)

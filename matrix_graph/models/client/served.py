@@ -37,6 +37,14 @@ class Served:
             raise ModelRequestError(f"{where} lists no model. Start the server with one, or set `model`.", status=404)
         return str(cards[0]["id"])
 
+    async def names(self) -> list[str]:
+        """All served names.
+
+        Raises:
+            ModelError: as `HTTPClient.get`.
+        """
+        return [str(card["id"]) for card in await self._asked()]
+
     async def context_length(self, name: str | None) -> int | None:
         """The longest prompt plus reply of model `name` in tokens (None: the first); None if the server does not tell.
 
