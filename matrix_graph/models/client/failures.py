@@ -26,14 +26,18 @@ class TryAgainError(Exception):
         wait: seconds that the server asked to wait; None: it did not ask.
         lost: whether the server itself may be gone.
         reached: whether the request may have reached the server.
+        crowded: whether the server is well, and has no room.
     """
 
-    def __init__(self, what: str, *, wait: float | None = None, lost: bool = False, reached: bool = True) -> None:
+    def __init__(
+        self, what: str, *, wait: float | None = None, lost: bool = False, reached: bool = True, crowded: bool = False
+    ) -> None:
         """Args: what happened; the attributes."""
         super().__init__(what)
         self.wait = wait
         self.lost = lost
         self.reached = reached
+        self.crowded = crowded
 
 
 def of_connection(error: Exception, limits: aiohttp.ClientTimeout, key: str | None) -> TryAgainError:
@@ -59,9 +63,11 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
     """
     said = without_key(said, key)
     if status in (408, 429) or status >= 500:
-        # What a gateway or a crowded server says, the engine never saw.
-        kept_out = status in (429, 502, 503, 504)
-        return TryAgainError(f"HTTP {status}: {said}", wait=wait, lost=kept_out or status >= 500, reached=not kept_out)
+        # What a gateway or a crowded server answers, the engine never saw.
+        reached = status not in (429, 502, 503, 504)
+        return TryAgainError(
+            f"HTTP {status}: {said}", wait=wait, lost=status >= 500, reached=reached, crowded=status == 429
+        )
     what = f"{where} answered HTTP {status}: {said.rstrip('.')}."
     if status in (400, 413, 422) and _TOO_LONG.search(said):
         advice = "Shorten the prompt, lower max_tokens, or serve the model with a longer --max-model-len."

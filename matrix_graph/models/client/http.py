@@ -271,10 +271,12 @@ class HTTPClient:
     async def _recover(self, state: RetryCallState, left: float) -> bool:
         """Wait for a supervised server to be back, at most for the seconds that are left; whether to try at once."""
         failure = state.outcome.exception() if state.outcome else None
-        if self._server is None or not isinstance(failure, TryAgainError) or not failure.lost:
+        if self._server is None or not isinstance(failure, TryAgainError) or not (failure.lost or failure.crowded):
             return False
         if isinstance(self._server, Lifeline):
             return await self._server.lost(reached=failure.reached)
+        if failure.crowded:
+            return False
         try:
             await self._server.wait_ready(max(left, 0.0))
         except (ServerError, TimeoutError) as error:
