@@ -173,6 +173,8 @@ def a_server_that_is_away_sick_or_out_of_humour_costs_no_scene(folder: Path) -> 
             assert eventually(lambda: run.lines >= kept + 5)
             server.reply = lambda body: Fault(503, "warming up")
             time.sleep(1.0)
+            server.reply = lambda body: Fault(429, "too many requests")
+            time.sleep(1.0)
             server.reply = lambda body: Fault(500) if chance.random() < 0.1 else busy(body)
             returned, _, errors = ended(process, 45)
     assert returned == 0, (seed, errors)
