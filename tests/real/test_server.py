@@ -112,6 +112,9 @@ def test_adapters_and_death_of_the_engine(server: VLLMServer, tmp_path: Path) ->
     engines = [pid for pid in workers if Path(f"/proc/{pid}/comm").read_text().startswith("VLLM::Engine")]
     assert len(engines) == 1
     os.kill(engines[0], signal.SIGKILL)
+    until = time.monotonic() + 60
+    while server.restarts == restarts and time.monotonic() < until:
+        time.sleep(0.1)  # the API server says for a moment that all is well
     asyncio.run(server.wait_ready(240))
 
     assert server.restarts == restarts + 1 and server.base_url == port and server.pid != main
