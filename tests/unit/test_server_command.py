@@ -42,6 +42,7 @@ def test_cpu_command(tmp_path: Path) -> None:
     assert option(command, "--max-model-len") == "4096"
     assert option(command, "--max-lora-rank") == "16"
     assert {"--enforce-eager", "--enable-prefix-caching", "--enable-lora"} <= set(command)
+    assert command[command.index("--block-size") + 1] == "32"
     assert "--gpu-memory-utilization" not in command
 
 
@@ -64,7 +65,7 @@ def test_gpu_command_leaves_the_model_its_own_settings() -> None:
     assert option(command, "--dtype") == "auto"
     assert option(command, "--gpu-memory-utilization") == "0.5"
     assert "--max-model-len" not in command
-    assert "--enforce-eager" not in command
+    assert "--enforce-eager" not in command and "--block-size" not in command
 
 
 def test_settings_and_extra_arguments_reach_the_command_line() -> None:
