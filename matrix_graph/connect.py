@@ -36,7 +36,7 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
 
 
 def _as_needed(config: ServerConfig) -> ServerConfig:
-    # Nobody else uses this server, and room for adapters costs a sixth of its speed (CPU build, no adapter loaded).
+    # Nobody else uses this server, and room for adapters costs speed even while none is loaded.
     if config.adapters or "enable_lora" in config.model_fields_set:
         return config
     return config.model_copy(update={"enable_lora": False})

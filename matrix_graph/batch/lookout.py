@@ -7,7 +7,7 @@ from langchain_core.language_models import BaseChatModel
 from matrix_graph.errors import ModelError, ModelRequestError, ModelUnavailableError, ServerError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.client.metrics import fetch_metrics, parse_cache_config, parse_counters
-from matrix_graph.models.complete import read_completion
+from matrix_graph.models.complete import name_of, read_completion
 from matrix_graph.models.server import VLLMServer
 from matrix_graph.models.traffic import Probe
 
@@ -98,8 +98,6 @@ async def served_name(model: BaseChatModel) -> str:
     """
     if isinstance(model, ChatVLLM):
         return await model.aserved_name()
-    from matrix_graph.models.complete import name_of
-
     return name_of(model)
 
 
