@@ -98,8 +98,8 @@ def server_command(config: ServerConfig, *, model: str, port: int, device: Accel
     options += ["--dtype", dtype]
     context = config.max_model_len
     if device == "cpu":
-        # The smallest blocks that its attention takes. Only whole ones are found in the prefix cache, and the default is
-        # 128 tokens.
+        # The smallest blocks that its attention takes, since only whole ones are found in the prefix cache; the default
+        # is 128 tokens.
         options += ["--enforce-eager", "--block-size", "32"]
         context = context or min(CPU_CONTEXT_TOKENS, _model_context(model) or CPU_CONTEXT_TOKENS)
     elif config.gpu_memory_utilization is not None:
