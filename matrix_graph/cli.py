@@ -21,7 +21,20 @@ from rich.console import Console
 import matrix_graph
 from matrix_graph.batch.questions import InputFormat
 from matrix_graph.errors import ConfigError, MatrixGraphError, TraceError
-from matrix_graph.options import adapter_from, cast_from, require_folder, settings_from, standard_input
+from matrix_graph.options import (
+    BaseUrlOption,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    RolesOption,
+    StepsOption,
+    TemperatureOption,
+    adapter_from,
+    cast_from,
+    require_folder,
+    settings_from,
+    standard_input,
+)
 from matrix_graph.traces.export import ExportFormat, Include
 
 if TYPE_CHECKING:
@@ -36,28 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Rehearse a language model's answers in social scenes before they are given.",
 )
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Model folder or hub id. Default: the small bundled model.", metavar="MODEL"),
-]
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base-url",
-        help="An OpenAI-compatible server that already runs, such as `http://127.0.0.1:8000/v1`; its key comes from "
-        "VLLM_API_KEY. Default: a vLLM server of our own on 127.0.0.1.",
-        metavar="URL",
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="YAML file with settings; see `configs/`.", metavar="FILE"),
-]
-RolesOption = Annotated[int | None, typer.Option(help="Other people in the scene. [default: 3]")]
-StepsOption = Annotated[int | None, typer.Option(help="The most steps of the ego's plan. [default: 4]")]
-TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature. [default: 0.2]")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; the rest on stderr.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -1,11 +1,14 @@
-"""What the command line is given, made into what the package takes, or refused with what to do."""
+"""What the command line is given, made into what the package takes, or refused with what to do.
+
+The options that several commands have are here, so that they read the same everywhere.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +17,28 @@ from matrix_graph.errors import CastError, ConfigError
 if TYPE_CHECKING:
     from matrix_graph.config import Settings
     from matrix_graph.records import Cast
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model folder or hub id. Default: the small bundled model.", metavar="MODEL"),
+]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        help="An OpenAI-compatible server that already runs, such as `http://127.0.0.1:8000/v1`; its key comes from "
+        "VLLM_API_KEY. Default: a vLLM server of our own on 127.0.0.1.",
+        metavar="URL",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file with settings; see `configs/`.", metavar="FILE"),
+]
+RolesOption = Annotated[int | None, typer.Option(help="Other people in the scene. [default: 3]")]
+StepsOption = Annotated[int | None, typer.Option(help="The most steps of the ego's plan. [default: 4]")]
+TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature. [default: 0.2]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; the rest on stderr.")]
 
 
 def settings_from(
