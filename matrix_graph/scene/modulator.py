@@ -75,7 +75,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         **_settle(stage, state, actions, answers),
         "round": round,
         "calls": calls,
-        "modulator": _remembered(dialogue, header, asked, answers),
+        "modulator": _remembered(dialogue, header, actions, answers),
     }
 
 
@@ -199,20 +199,26 @@ def _others(state: SceneState, name: str) -> list[str]:
     return [role["name"] for role in _cast(state)["roles"] if role["name"] != name]
 
 
-def _remembered(dialogue: Dialogue, header: str, asked: list[str], answers: list[Answer[_Judgement]]) -> Dialogue:
-    """The modulator's dialogue after the round: its judgements in settlement order, the header said once.
+def _remembered(dialogue: Dialogue, header: str, actions: list[Action], answers: list[Answer[_Judgement]]) -> Dialogue:
+    """The modulator's dialogue after the round: its first judgement as it was, and a line on each of the others.
 
-    The prompt of the first judgement, and its completion, stand unchanged at the head of what is remembered.
+    What the server has in its cache is the first judgement's prompt and completion. The others were made side by side
+    with it, so that their full texts would have to be read anew by every judgement of the next round.
     """
-    remembered = dialogue
-    for question, answer in zip(asked, answers, strict=True):
-        if answer.problem is not None:
-            continue
-        if remembered is dialogue:
-            remembered = chat.answered(dialogue, answer)
-        else:
-            remembered = chat.acted(chat.say(remembered, question), answer.text)
-    return remembered if remembered is not dialogue else chat.say(dialogue, header)
+    judged = next((n for n, answer in enumerate(answers) if answer.problem is None), None)
+    remembered = chat.say(dialogue, header) if judged is None else chat.answered(dialogue, answers[judged])
+    others = [
+        fill(
+            "modulator",
+            "void" if answer.value is None else "happened" if answer.value.plausible else "refused",
+            number=position + 1,
+            role=action["role"],
+            reason="" if answer.value is None else " ".join(answer.value.reason.split()),
+        )
+        for position, (action, answer) in enumerate(zip(actions, answers, strict=True))
+        if position != judged
+    ]
+    return chat.say(remembered, fill("modulator", "outcomes", outcomes="\n".join(others))) if others else remembered
 
 
 def _chosen(name: str, allowed: list[str], field: str) -> str:

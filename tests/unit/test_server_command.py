@@ -269,3 +269,14 @@ def test_import_is_light() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "reserved"), [(2, {}, "0"), (16, {}, None), (2, {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}, "1")]
+)
+def test_on_few_cores_none_is_kept_from_the_model(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, str], reserved: str | None
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    environment = server_environment(ServerConfig(), local_model=True, api_key="k", device="cpu", base=given)
+    assert environment.get("VLLM_CPU_NUM_OF_RESERVED_CPU") == reserved
