@@ -30,12 +30,12 @@ unit: $(VENV)/.dev ## Unit tests: no sockets, under a minute.
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest tests/unit
 
-integration: $(VENV)/.dev ## Integration tests: real processes and real HTTP; with the unit tests at least 90% coverage.
+integration: $(VENV)/.dev $(VENV)/.train ## Integration tests: real processes and real HTTP; with the unit tests at least 90% coverage.
 	$(BIN)/coverage run -m pytest tests/integration
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-real: $(VENV)/.dev $(VENV)/.engine ## Tests on a real vLLM server with the bundled model.
+real: $(VENV)/.dev $(VENV)/.train ## Tests on a real vLLM server with the bundled model.
 	$(BIN)/python -m pytest tests/real
 
 format: $(VENV)/.dev ## Format the code and mend what lint can mend.
@@ -61,4 +61,9 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.engine: $(VENV)/.base
 	$(BIN)/matrix-graph install-engine
+	@touch $@
+
+# After the engine, which brings the torch build that fits this machine.
+$(VENV)/.train: $(VENV)/.engine
+	$(PIP) install --quiet --editable '.[train]'
 	@touch $@

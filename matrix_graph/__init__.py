@@ -7,13 +7,16 @@ needs none of the extras.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from matrix_graph.batch.runner import run_batch
+    from matrix_graph.compose.middleware import RehearsalMiddleware
     from matrix_graph.compose.rehearsal import Rehearsal
+    from matrix_graph.compose.tool import rehearsal_tool
     from matrix_graph.config import SceneConfig
     from matrix_graph.models.chat_vllm import ChatVLLM
     from matrix_graph.models.server import ServerConfig, VLLMServer
@@ -25,6 +28,7 @@ __all__ = [
     "Cast",
     "ChatVLLM",
     "Rehearsal",
+    "RehearsalMiddleware",
     "Role",
     "SceneConfig",
     "ServerConfig",
@@ -33,13 +37,17 @@ __all__ = [
     "VLLMServer",
     "create_scene",
     "read_traces",
+    "rehearsal_tool",
     "run_batch",
 ]
+if find_spec("langchain") is None:  # `import *` must not ask for an extra; the name itself says what to install
+    __all__.remove("RehearsalMiddleware")
 
 _HOMES = {
     "Cast": "records",
     "ChatVLLM": "models.chat_vllm",
     "Rehearsal": "compose.rehearsal",
+    "RehearsalMiddleware": "compose.middleware",
     "Role": "records",
     "SceneConfig": "config",
     "ServerConfig": "models.server",
@@ -48,6 +56,7 @@ _HOMES = {
     "VLLMServer": "models.server",
     "create_scene": "scene.graph",
     "read_traces": "traces.store",
+    "rehearsal_tool": "compose.tool",
     "run_batch": "batch.runner",
 }
 

@@ -165,7 +165,8 @@ async def _invoked(
     schema: dict[str, Any] | None,
     metadata: Mapping[str, Any],
 ) -> AIMessage:
-    config: RunnableConfig = {"run_name": name, "metadata": dict(metadata)}
+    # Not the bare name of a node: LangGraph would take the reply of a run that bears it for the node's own output.
+    config: RunnableConfig = {"run_name": f"{name} call", "metadata": dict(metadata)}
     if isinstance(model, ChatVLLM):
         return await model.ainvoke(messages, config, **sampling)
     if schema is not None and type(model).with_structured_output is not BaseChatModel.with_structured_output:

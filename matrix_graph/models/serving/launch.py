@@ -24,7 +24,7 @@ CPU_CONTEXT_TOKENS = 4096
 """The longest context that is taken by default on a CPU, where the cache is small and long prompts take minutes."""
 
 _FEW_CORES = 2
-"""Of so few, vLLM's CPU build shall use all for the model: with 64 requests in flight that gave 1.7 times the tokens."""
+"""Of so few, vLLM's CPU build shall use all for the model."""
 _KEPT_LOGS = 20
 
 

@@ -1,0 +1,143 @@
+"""`rehearsal_tool`: an agent asks "what would happen if I said or did this?", and a scene answers.
+
+What always holds: the reply that the agent reads is bounded in length and says what is the scene's and what is not; the
+whole trace goes beside it, as the tool message's artifact; a scene that fails is an error that the agent is told.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from langgraph.constants import TAG_NOSTREAM
+from pydantic import BaseModel, Field
+
+from matrix_graph.compose.rehearsal import Rehearsal, RehearsalResult
+from matrix_graph.config import SceneConfig
+from matrix_graph.errors import ConfigError
+from matrix_graph.records import Cast, Event, Trace
+
+DESCRIPTION = (
+    "Find out what would happen if you said or did something, before you do: the people whom it would touch are played "
+    "in a short scene. Returns what they did, what it led to, and whether to say or do it differently."
+)
+SMALLEST_LENGTH = 200
+"""Characters; less would hold no sentence of the scene."""
+_CUT = " [...]"
+_QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM], "run_name": "rehearsal"}
+
+
+class RehearsalArguments(BaseModel):
+    """What an agent gives the tool."""
+
+    situation: str = Field(description="The question to answer or the situation to act in, with all that matters.")
+    plan: str = Field(description="What you would say or do, in full.")
+
+
+def rehearsal_tool(
+    model: BaseChatModel,
+    *,
+    name: str = "rehearse",
+    description: str = DESCRIPTION,
+    config: SceneConfig | None = None,
+    cast: Cast | None = None,
+    max_length: int = 2000,
+) -> BaseTool:
+    """A tool that rehearses what an agent is about to say or do.
+
+    Its arguments are `situation` and `plan`. Its content is a readable summary; its artifact the trace as plain JSON,
+    for `Trace.model_validate`. If the scene fails, the agent reads why, in a tool message with the status "error".
+
+    Args:
+        model: the chat model that plays everybody; without tools, whatever the agent's own model has.
+        name: what the agent calls it.
+        description: what the agent is told of it.
+        config: settings and limits of the scenes.
+        cast: who is in the scenes; None has the model cast each.
+        max_length: the longest summary, in characters.
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+    """
+    if not isinstance(model, BaseChatModel):
+        raise ConfigError(
+            f"rehearsal_tool takes a chat model, not {type(model).__name__}. Give the model itself, such as "
+            "ChatVLLM(), without tools bound to it."
+        )
+    if max_length < SMALLEST_LENGTH:
+        raise ConfigError(f"max_length is {max_length}; give {SMALLEST_LENGTH} characters or more.")
+    # No checkpoints of the scene: an agent may call the tool several times at once, in one step of its graph.
+    rehearsal = Rehearsal(model, cast=cast, config=config, checkpointer=False)
+
+    def rehearse(situation: str, plan: str) -> tuple[str, dict[str, Any]]:
+        return _told(rehearsal.invoke(_input(situation, plan), _QUIET), max_length)
+
+    async def arehearse(situation: str, plan: str) -> tuple[str, dict[str, Any]]:
+        return _told(await rehearsal.ainvoke(_input(situation, plan), _QUIET), max_length)
+
+    return StructuredTool.from_function(
+        rehearse,
+        arehearse,
+        name=name,
+        description=description,
+        args_schema=RehearsalArguments,
+        response_format="content_and_artifact",
+        handle_tool_error=True,
+    )
+
+
+def summary(trace: Trace, max_length: int) -> str:
+    """A finished scene in words: how it ended, what is better, who did what, and what it led to.
+
+    What the agent needs most stands first; what does not fit is cut off at the end, visibly.
+
+    Args:
+        trace: of a scene that is finished or blocked.
+        max_length: in characters.
+    """
+    first = trace.cast.objects if trace.cast else []
+    states = trace.object_states
+    changed = [f"- {thing.name}: {thing.state} -> {states[thing.name]}" for thing in first
+               if states[thing.name] != thing.state]  # fmt: skip
+    parts = [_verdict(trace, max_length // 2), "\n".join(["What happened in the scene:", *map(_line, trace.events)])]
+    if changed:
+        parts.append("\n".join(["What changed:", *changed]))
+    return _cut("\n\n".join(parts), max_length)
+
+
+def _input(situation: str, plan: str) -> dict[str, str]:
+    for name, text in (("situation", situation), ("plan", plan)):
+        if not text.strip():
+            raise ToolException(f"The {name} is empty; say in words what it is.")
+    return {"question": situation, "draft": plan}
+
+
+def _told(result: RehearsalResult, max_length: int) -> tuple[str, dict[str, Any]]:
+    trace = result["trace"]
+    if result["status"] not in ("finished", "blocked"):
+        error = result["error"] or {"type": "SceneError", "message": f"it ended as {result['status']}"}
+        why = f"{error['type']}: {error['message'].rstrip('.')}"
+        told = f"The plan could not be rehearsed, so that nothing is known of its effects ({why})."
+        raise ToolException(_cut(told, max_length))
+    return summary(trace, max_length), trace.model_dump(mode="json")
+
+
+def _verdict(trace: Trace, max_length: int) -> str:
+    blocked = "The plan could not be carried out to its end. " if trace.status == "blocked" else ""
+    if trace.revised:
+        return f"{blocked}The scene speaks against the plan. Better:\n{_cut(trace.answer or '', max_length)}"
+    return f"{blocked}Nothing in the scene speaks against the plan."
+
+
+def _line(event: Event) -> str:
+    if not event.plausible:
+        return f"- {event.role} tried: {event.action} (could not happen: {event.reason})"
+    led_to = f" This led to: {event.consequence}" if event.consequence else ""
+    seen = f" (seen by {', '.join(event.observers)})" if event.observers else ""
+    return f"- {event.role}: {event.action}{seen}{led_to}"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - len(_CUT)].rstrip() + _CUT
