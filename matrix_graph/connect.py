@@ -28,15 +28,15 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
         yield model
         return
     async with VLLMServer(
-        settings.model, config=_as_needed(settings.server), on_status=lambda line: status(f"vLLM: {line}")
+        settings.model, config=as_needed(settings.server), on_status=lambda line: status(f"vLLM: {line}")
     ) as server:
         yield ChatVLLM(
             model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
         )
 
 
-def _as_needed(config: ServerConfig) -> ServerConfig:
-    # Nobody else uses this server, and room for adapters costs speed even while none is loaded.
+def as_needed(config: ServerConfig) -> ServerConfig:
+    """The settings of a server that nobody else uses: room for adapters costs speed even while none is loaded."""
     if config.adapters or "enable_lora" in config.model_fields_set:
         return config
     return config.model_copy(update={"enable_lora": False})

@@ -7,9 +7,10 @@ What many nodes write at once is reduced in the order in which they were sent, n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, TypeVar
 
 from pydantic import BaseModel
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
 from matrix_graph.records import Trace, Usage
 
@@ -129,6 +130,8 @@ class SceneState(SceneInput, total=False):
     attempt: int
     blocked: bool
     lesson: str | None
+    parent: Plain | None
+    edits: list[Plain]
     played: Plain  # draft and cast of the last scene, since a thread's next input holds only what is new
 
 
@@ -160,6 +163,8 @@ def to_trace(state: Mapping[str, Any]) -> Trace:
         usage=Usage(input_tokens=read, output_tokens=written),
         seconds=round(state.get("clock", 0.0), 3),
         created_at=state["created_at"],
+        parent=state.get("parent"),
+        edits=state.get("edits", []),
     )
 
 
