@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matrix_graph.models.server import ServerConfig, VLLMServer
     from matrix_graph.records import Cast, Role, SocialObject, Trace
     from matrix_graph.scene.graph import create_scene
+    from matrix_graph.scene.players import human
     from matrix_graph.traces.store import read_traces
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Trace",
     "VLLMServer",
     "create_scene",
+    "human",
     "read_traces",
     "rehearsal_tool",
     "run_batch",
@@ -55,6 +57,7 @@ _HOMES = {
     "Trace": "records",
     "VLLMServer": "models.server",
     "create_scene": "scene.graph",
+    "human": "scene.players",
     "read_traces": "traces.store",
     "rehearsal_tool": "compose.tool",
     "run_batch": "batch.runner",

@@ -1,26 +1,34 @@
-"""The command line: `matrix-graph rehearse | run | status | export | serve | install-engine`.
+"""The command line: a map of the commands. Those that are more than a call stand beside what they do.
 
 Every command says what it is doing, leaves with code 0 only if all is well, and tells what to do when it is not.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
-import json
 import logging
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 import matrix_graph
 from matrix_graph.batch.questions import InputFormat
-from matrix_graph.errors import ConfigError, MatrixGraphError, TraceError
+from matrix_graph.commands.ablation import ablation
+from matrix_graph.commands.adapters import adapters
+from matrix_graph.commands.contrast import contrast
+from matrix_graph.commands.evaluate import evaluate
+from matrix_graph.commands.export import export
+from matrix_graph.commands.human import human
+from matrix_graph.commands.quality import quality
+from matrix_graph.commands.rehearse import rehearse
+from matrix_graph.commands.report import report
+from matrix_graph.commands.train import train
+from matrix_graph.errors import ConfigError, MatrixGraphError
 from matrix_graph.options import (
     BaseUrlOption,
     ConfigOption,
@@ -31,16 +39,9 @@ from matrix_graph.options import (
     TemperatureOption,
     adapter_from,
     cast_from,
-    require_folder,
+    scene_options,
     settings_from,
-    standard_input,
 )
-from matrix_graph.traces.export import ExportFormat, Include
-
-if TYPE_CHECKING:
-    from matrix_graph.compose.rehearsal import RehearsalResult
-    from matrix_graph.config import Settings
-    from matrix_graph.records import Cast, Trace
 
 app = typer.Typer(
     name="matrix-graph",
@@ -59,91 +60,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
         raise typer.Exit
 
 
-@app.command()
-def rehearse(
-    question: Annotated[
-        str, typer.Argument(help="The question, or - to read it from standard input.", metavar="QUESTION")
-    ],
-    draft: Annotated[str | None, typer.Option(help="The answer to rehearse. Default: the model's own.")] = None,
-    cast: Annotated[
-        Path | None, typer.Option(help="YAML file with ego, roles, objects, plan. Default: the model casts the scene.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the trace and the picture of the scene.")] = Path(
-        "runs/rehearse"
-    ),
-    model: ModelOption = None,
-    base_url: BaseUrlOption = None,
-    config: ConfigOption = None,
-    roles: RolesOption = None,
-    steps: StepsOption = None,
-    temperature: TemperatureOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Rehearse one question and watch the scene.
-
-    The trace is appended to OUT/traces.jsonl; beside it stand the scene as a Mermaid diagram (ID.mmd) and as a page to
-    read (ID.md).
-
-        matrix-graph rehearse "How do I tell my neighbour that his dog barks all night?"
-
-        matrix-graph rehearse "..." --base-url http://127.0.0.1:8000/v1 --model my-model --json
-    """
-    from matrix_graph.batch.lock import is_locked
-
-    settings = settings_from(config, model, base_url, _scene(roles, steps, temperature))
-    text = standard_input() if question == "-" else question
-    if not text.strip():
-        raise ConfigError('The question is empty. Give one: matrix-graph rehearse "How do I ...?"')
-    if draft is not None and not draft.strip():
-        raise ConfigError("The draft is empty. Leave --draft out to have the model write one.")
-    people = cast_from(cast)
-    require_folder(out)
-    if is_locked(out):
-        raise ConfigError(f"A run writes to {out}. Name another folder with --out, or wait for it.")
-    result = asyncio.run(_rehearse(settings, text, draft, people, out, Console(stderr=as_json)))
-    if as_json:
-        typer.echo(result["trace"].to_json_line().encode())
-    if result["status"] == "failed":
-        raise typer.Exit(1)
-
-
-async def _rehearse(
-    settings: Settings, question: str, draft: str | None, cast: Cast | None, out: Path, console: Console
-) -> RehearsalResult:
-    from matrix_graph.live import view_for
-
-    with view_for(console) as view:
-        # These imports take a second, in which people see that it starts.
-        from matrix_graph.compose.rehearsal import Rehearsal
-        from matrix_graph.connect import connected_model
-
-        async with connected_model(settings, view.status) as model:
-            rehearsal = Rehearsal(model, cast=cast, config=settings.scene)
-            async for event in rehearsal.astream({"question": question, "draft": draft}):
-                view.show(event)
-        result: RehearsalResult = event  # type: ignore[assignment]  # the last event is the result
-    kept = ", ".join(str(file) for file in _keep(out, result["trace"]))
-    console.print(f"kept: {kept}", style="dim", markup=False, highlight=False, emoji=False, soft_wrap=True)
-    return result
-
-
-def _scene(roles: int | None, steps: int | None, temperature: float | None) -> dict[str, Any]:
-    given = {"roles": roles, "steps": steps, "temperature": temperature}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _keep(out: Path, trace: Trace) -> list[Path]:
-    from matrix_graph.traces.diagram import to_markdown, to_mermaid
-    from matrix_graph.traces.store import append_trace
-
-    kept = [append_trace(out, trace)]
-    for ending, content in ((".mmd", to_mermaid(trace)), (".md", to_markdown(trace))):
-        kept.append(out / f"{trace.id[:12]}{ending}")
-        try:
-            kept[-1].write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise TraceError(f"{kept[-1]} cannot be written: {error.strerror}. The trace is in {kept[0]}.") from error
-    return kept
+app.command()(rehearse)
 
 
 @app.command()
@@ -208,7 +125,7 @@ def run(
     """
     from matrix_graph.batch.command import run_questions
 
-    settings = settings_from(config, model, base_url, _scene(roles, steps, temperature))
+    settings = settings_from(config, model, base_url, scene_options(roles, steps, temperature))
     people = cast_from(cast)
     run_questions(
         questions,
@@ -240,28 +157,9 @@ def status(
     show_status(directory, as_json=as_json)
 
 
-@app.command()
-def export(
-    directory: Annotated[Path, typer.Argument(help="Folder with traces.jsonl, or such a file.", metavar="DIR")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON lines file to write.")],
-    format: Annotated[ExportFormat, typer.Option("--format", "-f", help="The shape of a row.")] = ExportFormat.messages,
-    include: Annotated[
-        list[Include] | None,
-        typer.Option(help="What else to export: `scene` adds every role's and the modulator's dialogue."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn finished scenes into training data.
-
-    Each row is a chat: (question, answer), and with `--include scene` the dialogues too. Failed scenes are left out.
-
-        matrix-graph export runs/demo --format messages --include scene --out sft.jsonl
-    """
-    from matrix_graph.traces.export import export as write_rows
-    from matrix_graph.traces.store import read_traces
-
-    count = write_rows(read_traces(directory), out, scene=Include.scene in (include or []))
-    typer.echo(json.dumps({"rows": count, "out": str(out), "format": format}) if as_json else f"{count} rows in {out}")
+app.command()(report)
+app.command()(export)
+app.command()(train)
 
 
 @app.command()
@@ -287,6 +185,14 @@ def serve(
     options: dict[str, Any] = {"port": port, "adapters": dict(adapter_from(text) for text in adapter or [])}
     server_options = {name: value for name, value in options.items() if value is not None and value != {}}
     serve_until_stopped(settings_from(config, model, None, {}, server_options), as_json=as_json)
+
+
+app.command()(adapters)
+app.command()(evaluate)
+app.command()(contrast)
+app.command()(quality)
+app.command()(ablation)
+app.command()(human)
 
 
 @app.command()

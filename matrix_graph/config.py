@@ -7,7 +7,7 @@ command line needs: which model, which server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -39,6 +39,12 @@ class SceneConfig(BaseModel):
     max_rounds: int | None = Field(
         default=None, ge=1, description="The most rounds; null allows one round more than `steps`."
     )
+    modulator: Literal["full", "plausible_all", "everyone_sees", "off"] = Field(
+        default="full",
+        description='For ablations, what the modulator does: "plausible_all" rejects nothing, "everyone_sees" has '
+        'everybody observe every accepted action, "off" asks no modulator: every action happens, everybody sees it, no '
+        "object changes, no consequence is told, and reflection judges by the actions alone.",
+    )
     temperature: float = Field(default=0.2, ge=0, le=2, description="Sampling temperature of every call (ChatVLLM).")
     max_answer_tokens: int = Field(default=512, ge=1, description="The longest draft or revision, in tokens.")
     max_action_tokens: int = Field(default=160, ge=16, description="The longest action call, in tokens.")
@@ -49,6 +55,11 @@ class SceneConfig(BaseModel):
     max_calls: int = Field(default=500, ge=4, description="The most model calls of one scene, repeats included.")
     max_output_tokens: int = Field(default=100_000, ge=256, description="The most generated tokens of one scene.")
     max_seconds: float = Field(default=3600.0, gt=0, description="The longest a scene may take, in seconds.")
+    max_player_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="The longest that a runnable may take over a role's action, in seconds.",
+    )
     context_length: int | None = Field(
         default=None, ge=512, description="The model's context in tokens; null asks the model, else assumes 4096."
     )

@@ -32,7 +32,7 @@ def serve_until_stopped(settings: Settings, *, as_json: bool) -> None:
 
     Args:
         settings: which model, and how it is served.
-        as_json: say it as one JSON object: base_url, model, key_file, log.
+        as_json: say it as one JSON object: base_url, model, adapters, key_file, log.
 
     Raises:
         ServerError: the server cannot be started, or died for good; holds the last lines of its log.
@@ -40,9 +40,10 @@ def serve_until_stopped(settings: Settings, *, as_json: bool) -> None:
     """
     console = Console(stderr=True)
     status = console.status("starting vLLM")
+    moving = console.is_terminal
 
     def tell(line: str) -> None:
-        if console.is_terminal:
+        if moving:
             status.update(Text(safe(line)))  # the engine's words: in them "[...]" is no markup
         else:
             typer.echo(safe(line), err=True)
@@ -53,9 +54,11 @@ def serve_until_stopped(settings: Settings, *, as_json: bool) -> None:
     ):
         try:
             with _key_file(server) as key_file:
-                status.stop()  # what it redirects would reach the terminal only
-                _announce(server.base_url, server.model_name, key_file, server.log_path, as_json)
-                status.start()
+                # What a status line redirects would reach the terminal only. It is not started again: a Ctrl-C in the
+                # midst of its start, which people are now told to give, would break rich.
+                moving = False
+                status.stop()
+                _announce(server, key_file, as_json)
                 tell("serving; Ctrl-C stops it")
                 _until_it_fails(server)
         finally:
@@ -81,16 +84,23 @@ def _key_file(server: VLLMServer) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _announce(base_url: str, model: str, key_file: Path, log: Path, as_json: bool) -> None:
+def _announce(server: VLLMServer, key_file: Path, as_json: bool) -> None:
+    base_url, model, log = server.base_url, server.model_name, server.log_path
+    adapters = {name: str(folder) for name, folder in server.adapters().items()}
     if as_json:
-        line = json.dumps({"base_url": base_url, "model": model, "key_file": str(key_file), "log": str(log)})
+        line = json.dumps(
+            {"base_url": base_url, "model": model, "adapters": adapters, "key_file": str(key_file), "log": str(log)}
+        )
     else:
+        names = f" with the adapters {', '.join(adapters)}" if adapters else ""
         line = (
-            f"serving {model} at {base_url}\nlog: {log}\nIn another terminal:\n"
+            f"serving {model}{names} at {base_url}\nlog: {log}\nIn another terminal:\n"
             f'  export MATRIX_GRAPH_BASE_URL={base_url} VLLM_API_KEY="$(cat {shlex.quote(str(key_file))})"\n'
             '  matrix-graph rehearse "How do I ...?"'
         )
-    typer.echo(line)
+        if server.config.enable_lora:
+            line += "\n  matrix-graph adapters load NAME=DIR"
+    typer.echo(safe(line))
     sys.stdout.flush()
 
 

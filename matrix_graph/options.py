@@ -123,3 +123,9 @@ def adapter_from(text: str) -> tuple[str, str]:
     if not (name and sign and folder):
         raise ConfigError(f"The adapter {text!r} is not of the form NAME=DIR, such as kind=adapters/kind.")
     return name, folder
+
+
+def scene_options(roles: int | None, steps: int | None, temperature: float | None) -> dict[str, Any]:
+    """The scene's settings that were given as options of their own."""
+    given = {"roles": roles, "steps": steps, "temperature": temperature}
+    return {name: value for name, value in given.items() if value is not None}

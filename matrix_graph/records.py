@@ -23,6 +23,7 @@ RESERVED_NAMES = frozenset({"modulator"})
 Purpose = Literal["draft", "cast", "act", "judge", "recap", "reflect", "revise"]
 Status = Literal["finished", "blocked", "failed"]
 EndedBy = Literal["quiet", "max_rounds", "max_calls", "max_output_tokens", "max_seconds"]
+Author = Literal["model", "runnable", "human", "what_if"]
 
 
 _SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
@@ -183,7 +184,7 @@ class Message(_Record):
 
 
 class Call(_Record):
-    """One model call: exact messages in, exact completion out."""
+    """One model call, or one turn of somebody else who plays a role: exact messages in, exact completion out."""
 
     purpose: Purpose
     role: str | None = Field(description="Whose dialogue or action this is about; null where no role speaks.")
@@ -196,14 +197,29 @@ class Call(_Record):
     usage: Usage
     seconds: float = Field(description="Wall time of the call, retries of the connection included.")
     error: Problem | None = Field(default=None, description="Why the completion could not be used; null if it was.")
+    author: Author = Field(
+        default="model",
+        description="Who wrote the completion: the model, a runnable or a human who plays the role, or whoever asked "
+        "\"what if\". Only the model's own may be taught as the model's.",
+    )
+    taken_over: bool = Field(default=False, description="Made in the parent scene, and not again in this branch.")
+
+
+class Edit(_Record):
+    """An object whose state was changed by hand for a what-if; nobody acted, and nobody saw it happen."""
+
+    round: int = Field(description="The round after which it was changed.")
+    object: str
+    before: str
+    after: str
 
 
 class Parent(_Record):
     """Where a what-if branch came from."""
 
-    id: str
-    round: int
-    change: str
+    id: str = Field(description="Of the scene that it branches off.")
+    round: int = Field(description="Where the change was made.")
+    change: str = Field(description="What was changed, as people write it; see `compose.what_if.parse_change`.")
 
 
 class Trace(BaseModel):
@@ -228,7 +244,8 @@ class Trace(BaseModel):
     usage: Usage
     seconds: float = Field(description="Wall time from question to answer, pauses between resumptions left out.")
     created_at: datetime
-    parent: Parent | None = None
+    parent: Parent | None = Field(default=None, description="Null if the scene is not a what-if branch of another.")
+    edits: list[Edit] = Field(default=[], description="Objects changed by hand, in this branch or in one before it.")
 
     @property
     def consequences(self) -> list[str]:
@@ -239,8 +256,11 @@ class Trace(BaseModel):
     def object_states(self) -> dict[str, str]:
         """Every object's state at the end of the scene."""
         states = {o.name: o.state for o in self.cast.objects} if self.cast else {}
-        for event in self.events:
-            states.update({change.object: change.after for change in event.changes})
+        # Stable: what was changed by hand after a round comes after that round's events.
+        items: list[Event | Edit] = [*self.events, *self.edits]
+        for item in sorted(items, key=lambda item: item.round):
+            for change in [item] if isinstance(item, Edit) else item.changes:
+                states[change.object] = change.after
         return states
 
     def to_json_line(self) -> str:

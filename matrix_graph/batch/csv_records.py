@@ -9,7 +9,6 @@ cell, which is one for the whole process, is as it was whenever nobody reads.
 from __future__ import annotations
 
 import csv
-import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from matrix_graph.batch.rows import (
     usable_row,
 )
 from matrix_graph.errors import ConfigError
+from matrix_graph.long_cells import LONG_CELLS
 
 
 class Record(NamedTuple):
@@ -82,7 +82,7 @@ def read_records(lines: Iterator[Line], separator: str) -> Iterator[Record]:
         feeder.begin()
         cells: list[str] = []
         try:
-            with _LONG_CELLS:
+            with LONG_CELLS:
                 cells = next(reader)
         except StopIteration:
             return
@@ -92,30 +92,6 @@ def read_records(lines: Iterator[Line], separator: str) -> Iterator[Record]:
             feeder.problem = str(error)
         if feeder.first is not None and (cells or feeder.problem):
             yield Record(feeder.first.number, cells, feeder.problem, feeder.first.data)
-
-
-class _LongCells:
-    """Raises csv's limit of a cell, which is one for the whole process, while any thread is inside."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = csv.field_size_limit(max(LONGEST, csv.field_size_limit()))
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                csv.field_size_limit(self._before)
-
-
-_LONG_CELLS = _LongCells()
 
 
 def csv_rows(lines: Iterator[Line], separator: str, name: str) -> Iterator[Row | Rejected]:

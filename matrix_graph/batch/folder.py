@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from matrix_graph.batch.files import part_of, read_object, replace_file
 from matrix_graph.batch.lock import RunLock
 from matrix_graph.errors import ConfigError, SettingsChangedError, TraceError
+from matrix_graph.files import part_of, read_object, replace_file
 from matrix_graph.records import Status, Trace, clean
 from matrix_graph.traces.lines import LineWriter
 from matrix_graph.traces.store import TraceWriter, line_head, trace_heads, trace_line

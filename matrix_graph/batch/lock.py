@@ -18,8 +18,8 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from matrix_graph.batch.files import read_object, replace_file
 from matrix_graph.errors import RunLockedError
+from matrix_graph.files import read_object, replace_file
 
 _LOCK_NAME = ".lock"
 _OWNER_NAME = ".lock-owner"

@@ -20,7 +20,8 @@ from typing import Self
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models import engine
 from matrix_graph.models.bundled import cache_directory, check_model_folder, prepare_bundled_model
-from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint, check_adapter_folder
+from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
+from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint
 from matrix_graph.models.serving.launch import (
     ServerConfig,
     free_port,
@@ -202,11 +203,12 @@ class VLLMServer:
             path: a folder as PEFT saves it.
 
         Raises:
-            ServerError: the folder is no adapter of a rank that fits, adapters are off, or the server refused it.
+            ServerError: the folder is no adapter that fits this model, adapters are off, or the server refused it. The
+                server goes on in any case.
         """
         if not self.config.enable_lora:
             raise ServerError("This server was started without adapters. Set `enable_lora` and start it again.")
-        folder = check_adapter_folder(Path(path), max_rank=self.config.max_lora_rank)
+        folder = self._checked(name, Path(path))
         self._wait_ready()
         with self._adapter_lock:
             self._endpoint().load_adapter(name, folder)
@@ -282,10 +284,7 @@ class VLLMServer:
         folder = prepare_bundled_model(echo=self._on_status) if self._model is None else check_model_folder(self._model)
         self._model = model = self._model if folder is None else str(folder.resolve())
         with self._adapter_lock:
-            self._adapters = {
-                name: check_adapter_folder(path, max_rank=self.config.max_lora_rank)
-                for name, path in self.config.adapters.items()
-            }
+            self._adapters = {name: self._checked(name, path) for name, path in self.config.adapters.items()}
         if self.config.port is not None:
             require_free_port(self.config.host, self.config.port)
         device = engine.engine_device()
@@ -310,6 +309,14 @@ class VLLMServer:
             launch=launch,
             on_up=self._load_all,
             on_status=self._on_status,
+        )
+
+    def _checked(self, name: str, path: Path) -> Path:
+        """Without the server, which a wrong adapter must not reach."""
+        model = Path(self._model or "")
+        check_adapter_name(name, self.model_name)
+        return check_adapter_folder(
+            path, max_rank=self.config.max_lora_rank, base=model if model.is_absolute() else None
         )
 
     def _load_all(self, endpoint: Endpoint, first: bool) -> None:

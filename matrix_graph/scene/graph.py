@@ -9,11 +9,12 @@ the same functions: sync runs put the coroutine on one background event loop.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Sequence
+import unicodedata
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
-from typing import cast as typed
 
+from langchain_core.callbacks import BaseCallbackManager, adispatch_custom_event
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
@@ -27,6 +28,7 @@ from matrix_graph.records import Cast
 from matrix_graph.scene.cast import cast as make_cast
 from matrix_graph.scene.draft import draft
 from matrix_graph.scene.modulator import moderate
+from matrix_graph.scene.players import Player, performers, player_names
 from matrix_graph.scene.revise import reflect, revise
 from matrix_graph.scene.role import act
 from matrix_graph.scene.rounds import next_round
@@ -39,24 +41,51 @@ Node = Callable[[Stage, Any], Awaitable[Plain]]
 SUPERSTEPS_PER_ROUND = 2
 SUPERSTEPS_AROUND = 6
 
+CUSTOM_EVENT = "rehearsal"
+"""The name of the custom event (`on_custom_event`) by which callbacks hear what happens in a scene."""
 
-def create_scene(model: BaseChatModel, *, cast: Cast | None = None, config: SceneConfig | None = None) -> Scene:
+_KEYWORDS = ("end", "graph", "subgraph", "flowchart", "style", "class", "classdef", "click", "default", "linkstyle")
+_RESERVED = frozenset({"draft", "cast", "role", "modulator", "reflect", "revise", START, END, *_KEYWORDS})
+"""Names, casefolded, of other nodes, and words that mean something in a Mermaid diagram."""
+_MEANINGFUL = frozenset(':|()[]{}<>"`#;\\/')
+"""Characters that mean something to LangGraph or in a Mermaid diagram."""
+
+
+def create_scene(
+    model: BaseChatModel,
+    *,
+    cast: Cast | None = None,
+    config: SceneConfig | None = None,
+    players: Mapping[str, Player] | None = None,
+) -> Scene:
     """Build the scene as a LangGraph graph, uncompiled, so that the caller owns checkpointer and store.
 
     Args:
         model: the one chat model that plays everybody, judges and writes.
         cast: who is in the scene; each of its roles becomes a node of its own name. None has the model cast it.
         config: settings and limits; a `SceneConfig` passed as the run's `context=` takes its place.
+        players: role name -> who plays it in the model's place: a Runnable, a function, or `human()`, which needs a
+            checkpointer. Only with a given cast.
 
     Returns:
         A `StateGraph` that takes `{"question", "draft"?, "cast"?}`. Compile and run it with
         `recursion_limit=recursion_limit(config)`.
+
+    Raises:
+        CastError: players without a cast, a name that is not in the cast, or somebody who cannot play.
     """
     settings = config or SceneConfig()
     graph: Scene = StateGraph(SceneState, context_schema=SceneConfig, input_schema=SceneInput)
 
-    def node(function: Node) -> _Node:
-        return _Node(model, settings, function)
+    performed, names = performers(cast, players), player_names(players)
+
+    def node(function: Node, **kind: bool) -> _Node:
+        return _Node(model, settings, function, **kind)
+
+    async def drafting(stage: Stage, state: SceneState) -> Plain:
+        # A thread that has played a branch before starts the next scene as a scene of its own.
+        update: Plain = {**await draft(stage, state), "parent": None, "edits": []}
+        return {**update, "settings": {**update["settings"], "players": names}} if names else update
 
     async def casting(stage: Stage, state: SceneState) -> Plain:
         return await make_cast(stage, state, cast)
@@ -68,7 +97,7 @@ def create_scene(model: BaseChatModel, *, cast: Cast | None = None, config: Scen
         """The next round's roles, or reflection when play is over."""
         if state.get("status") == "failed":
             return END
-        tasks = next_round(state, _config(settings)).tasks
+        tasks = next_round(state, recorded_config(state["settings"])).tasks
         return [Send(role_nodes.get(task["profile"]["name"], "role"), task) for task in tasks] or "reflect"
 
     def drafted(state: SceneState) -> Literal["cast", "__end__"]:
@@ -77,12 +106,13 @@ def create_scene(model: BaseChatModel, *, cast: Cast | None = None, config: Scen
     def reflected(state: SceneState) -> Literal["revise", "__end__"]:
         return "__end__" if state.get("status") == "failed" else "revise"
 
-    graph.add_node("draft", node(draft))
+    graph.add_node("draft", node(drafting, begins=True))
     graph.add_node("cast", node(casting))
+    acting = {role_nodes[role]: perform for role, perform in performed.items()}
     for name in roles:
-        graph.add_node(name, node(act))
+        graph.add_node(name, node(partial(act, perform=acting.get(name)), in_round=True))
         graph.add_edge(name, "modulator")
-    graph.add_node("modulator", node(moderate))
+    graph.add_node("modulator", node(moderate, in_round=True))
     graph.add_node("reflect", node(reflect))
     graph.add_node("revise", node(revise))
     graph.add_edge(START, "draft")
@@ -99,23 +129,39 @@ def recursion_limit(config: SceneConfig) -> int:
     return config.rounds * SUPERSTEPS_PER_ROUND + SUPERSTEPS_AROUND
 
 
+def recorded_config(settings: Mapping[str, Any]) -> SceneConfig:
+    """The configuration that a scene was begun with, from its recorded settings."""
+    return SceneConfig.model_validate({name: settings[name] for name in SceneConfig.model_fields if name in settings})
+
+
 def node_names(names: Sequence[str]) -> dict[str, str]:
-    """A LangGraph node name for each role: readable, unique, without the characters that LangGraph reserves.
+    """A LangGraph node name for each role: readable, unique, without what means something to LangGraph or Mermaid.
 
     Args:
         names: role names, distinct.
     """
-    taken = {"draft", "cast", "role", "modulator", "reflect", "revise", START, END}
+    taken = set(_RESERVED)
     made: dict[str, str] = {}
     for name in names:
-        base = re.sub(r"[^\w .,'()-]+", "_", name).strip() or "role"
+        base = " ".join(_safe(name).split()) or "role"
         node_name, number = base, 1
-        while node_name in taken or node_name.startswith("__"):
+        while node_name.casefold() in taken or node_name.startswith("__"):
             number += 1
             node_name = f"{base.lstrip('_') or 'role'} {number}"
-        taken.add(node_name)
+        taken.add(node_name.casefold())
         made[name] = node_name
     return made
+
+
+def _safe(name: str) -> str:
+    """The name with "_" for each run of characters that cannot stand in it; joiners are part of many scripts."""
+    safe = ""
+    for char in name:
+        if char in _MEANINGFUL or (unicodedata.category(char)[0] == "C" and char not in "\u200c\u200d"):
+            safe += "" if safe.endswith("_") else "_"
+        else:
+            safe += char
+    return safe
 
 
 def _config(settings: SceneConfig) -> SceneConfig:
@@ -127,29 +173,54 @@ def _config(settings: SceneConfig) -> SceneConfig:
 class _Node(Runnable[Any, Any]):
     """One node, for sync and async runs of the graph; a plain function would do for one of the two only."""
 
-    def __init__(self, model: BaseChatModel, settings: SceneConfig, function: Node) -> None:
-        self.name = typed(Any, function).__name__
+    def __init__(
+        self,
+        model: BaseChatModel,
+        settings: SceneConfig,
+        function: Node,
+        *,
+        begins: bool = False,
+        in_round: bool = False,
+    ) -> None:
         self._model = model
         self._settings = settings
         self._function = function
+        self._begins = begins
+        self._in_round = in_round
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Plain:
-        return run_sync(self.ainvoke(input, config))
+        return run_sync(self._run(input, config, sync=True))
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Plain:
+        return await self._run(input, config, sync=False)
+
+    async def _run(self, input: Any, config: RunnableConfig | None, *, sync: bool) -> Plain:
         started = now()
-        function = self._function
         # A thread that has played a scene before starts the next one at zero.
-        clock = 0.0 if function is draft else float(input["clock"])
+        clock = 0.0 if self._begins else float(input["clock"])
         settings = _config(self._settings)
-        left = _tokens_left(function, input, settings)
-        update = await function(Stage(self._model, settings, get_runtime().stream_writer, clock, left), input)
+        happened: list[Plain] = []
+        write = get_runtime().stream_writer
+
+        def emit(event: Plain) -> None:
+            write(event)
+            happened.append(event)
+
+        stage = Stage(self._model, settings, emit, clock, self._tokens_left(input, settings), sync)
+        update = await self._function(stage, input)
+        if _somebody_listens(config):
+            for event in happened:
+                await adispatch_custom_event(CUSTOM_EVENT, event, config=config)
         clock += now() - started
-        return {**update, "clock": [clock] if function is draft else clock}
+        return {**update, "clock": [clock] if self._begins else clock}
+
+    def _tokens_left(self, state: Any, config: SceneConfig) -> int | None:
+        if self._in_round:  # a round begins only if all that it may generate fits
+            return None
+        calls = [] if self._begins else state["calls"]
+        return config.max_output_tokens - sum(int(call["usage"]["output_tokens"]) for call in calls)
 
 
-def _tokens_left(function: Node, state: Any, config: SceneConfig) -> int | None:
-    if function in (act, moderate):  # a round begins only if all that it may generate fits
-        return None
-    calls = [] if function is draft else state["calls"]
-    return config.max_output_tokens - sum(int(call["usage"]["output_tokens"]) for call in calls)
+def _somebody_listens(config: RunnableConfig | None) -> bool:
+    callbacks = config.get("callbacks") if config else None
+    return isinstance(callbacks, BaseCallbackManager) and bool(callbacks.handlers or callbacks.inheritable_handlers)

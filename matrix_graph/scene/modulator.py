@@ -6,6 +6,8 @@ whom is chosen from the cast, and nobody observes themselves.
 
 Judging side by side and settling in order are reconciled so: every judgement of a round reads the same prompt with all
 its actions in settlement order, and takes those before its own as having just happened.
+
+`SceneConfig.modulator` takes parts of this away, for ablations alone; what is left still holds.
 """
 
 from __future__ import annotations
@@ -51,6 +53,9 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
     )
     if not actions:
         return {"round": round, "inbox": _left_over(state)}
+    if stage.config.modulator == "off":
+        unjudged = [_unjudged(state, action) for action in actions]
+        return {**_settle(stage, state, actions, unjudged), "round": round}
     start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
     header = _header(state, actions)
     asked = [_question(position, action, _others(state, action["role"])) for position, action in enumerate(actions)]
@@ -86,10 +91,14 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
 
     def parse_judgement(text: str) -> _Judgement:
         judgement = parse(text)
+        plausible = judgement.plausible or stage.config.modulator == "plausible_all"
         observers = {_chosen(name, [*others, action["role"]], "observers") for name in judgement.observers}
         return judgement.model_copy(
             update={
-                "observers": [name for name in others if name in observers],
+                "plausible": plausible,
+                "observers": [
+                    name for name in others if name in observers or stage.config.modulator == "everyone_sees"
+                ],
                 "changes": [
                     change.model_copy(update={"object": _chosen(change.object, objects, "changes")})
                     for change in judgement.changes
@@ -102,10 +111,15 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         messages,
         parse_judgement,
         stage.config.max_judgement_tokens,
-        schema=_schema(others, objects),
+        schema=_schema(others, objects, may_reject=stage.config.modulator != "plausible_all"),
         role=action["role"],
         round=action["round"],
     )
+
+
+def _unjudged(state: SceneState, action: Action) -> Answer[_Judgement]:
+    """What stands in a judgement's place where there is no modulator: it happens, and everybody sees it."""
+    return Answer(_Judgement(plausible=True, observers=_others(state, action["role"])), "", [], 0, [])
 
 
 def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[_Judgement]]) -> Plain:
@@ -234,7 +248,7 @@ def _cast(state: SceneState) -> Plain:
     return cast
 
 
-def _schema(others: list[str], objects: list[str]) -> dict[str, Any]:
+def _schema(others: list[str], objects: list[str], *, may_reject: bool = True) -> dict[str, Any]:
     sentence = {"type": "string", "minLength": 1, "maxLength": _SENTENCE}
     change = {
         "type": "object",
@@ -247,7 +261,7 @@ def _schema(others: list[str], objects: list[str]) -> dict[str, Any]:
     }
     properties = {
         "reason": sentence,
-        "plausible": {"type": "boolean"},
+        "plausible": {"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
         "observers": _some({"type": "string", "enum": others}, len(others)),
         "changes": _some(change, len(objects)),
         "consequence": {"anyOf": [sentence, {"type": "null"}]},

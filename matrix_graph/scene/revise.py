@@ -1,7 +1,8 @@
 """What the scene means for the draft, and the answer that follows from it.
 
 No harm is presupposed: if no accepted action had a consequence and no step of the plan failed, the draft is the answer
-without a further call; if the reflection finds nothing against it, too.
+without a further call; if the reflection finds nothing against it, too. Without a modulator (`SceneConfig.modulator`)
+nobody tells consequences, so that reflection is asked in any case.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ async def reflect(stage: Stage, state: SceneState) -> Plain:
         reasons = "; ".join(f"{failure['purpose']}: {failure['error']['message']}" for failure in state["failures"][:3])
         why = reasons or f"the limit {ended['ended_by']} leaves no room for a round; raise it"
         return {**ended, **failed(SceneError(f"No action of the scene could be judged ({why})."))}
-    if not state["consequences"] and not _ego_was_rejected(state):
+    if not state["consequences"] and not _ego_was_rejected(state) and stage.config.modulator != "off":
         stage.emit({"type": "reflection", "lesson": None, "revise": False})
         return ended
     answer = await stage.ask(

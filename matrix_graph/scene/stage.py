@@ -43,6 +43,7 @@ class Stage:
         emit: takes live events, plain dicts with a "type", for whoever watches.
         clock: seconds that the scene has taken when this node begins.
         tokens_left: what the scene may still generate; None where the round's own limit has seen to that.
+        sync: whether the graph runs synchronously, so that its checkpointer and store may be synchronous too.
     """
 
     model: BaseChatModel
@@ -50,6 +51,7 @@ class Stage:
     emit: Callable[[Plain], None]
     clock: float = 0.0
     tokens_left: int | None = None
+    sync: bool = False
 
     async def ask(
         self,

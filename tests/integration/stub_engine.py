@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     model = ""
+    root = ""
     adapters: dict[str, str]
     refuse_adapters = False
     health = "well"
@@ -50,8 +51,11 @@ class Handler(BaseHTTPRequestHandler):
         elif not self.allowed():
             self.answer(401)
         elif self.path == "/v1/models":
-            names = [self.server.model, *self.server.adapters]
-            self.answer(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
+            cards = [{"id": self.server.model, "root": self.server.root, "parent": None}]
+            cards += [
+                {"id": name, "root": path, "parent": self.server.model} for name, path in self.server.adapters.items()
+            ]
+            self.answer(200, json.dumps({"data": cards}).encode())
         else:
             self.answer(404)
 
@@ -145,6 +149,7 @@ def main() -> None:
         os._exit(options.stub_die_code)
     server = Server((options.host, options.port), Handler)
     server.model = options.served_model_name
+    server.root = options.model
     server.adapters = {}
     server.refuse_adapters = bool(options.stub_refuse_if and options.stub_refuse_if.exists())
     print("INFO:     Application startup complete.", flush=True)

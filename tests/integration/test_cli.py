@@ -30,7 +30,7 @@ from matrix_graph import Trace, read_traces
 from matrix_graph.config import Settings, load_settings
 from tests.integration.model_server import Fault, ModelServer
 from tests.integration.scenes import busy
-from tests.integration.test_server import alive, eventually, pids, port_is_free
+from tests.integration.test_server import alive, eventually, make_adapter, pids, port_is_free
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -158,8 +158,11 @@ def on_terminal(shell: Shell, *arguments: object, columns: int = 100, split: boo
 
 
 OPTIONS = {
-    "rehearse": "--draft --cast --out --model --base-url --config --roles --steps --temperature --json",
+    "rehearse": "--draft --cast --what-if --scene --out --model --base-url --config --roles --steps --json",
+    "report": "--out --limit --calls --no-calls --open --json",
     "export": "--out --format --include --json",
+    "train": "--out --model --method --recipe --validation --resume --no-resume --json",
+    "adapters": "--base-url --config --json",
     "serve": "--model --adapter --port --config --json",
     "install-engine": "",
 }
@@ -198,7 +201,7 @@ def test_help_loads_no_heavy_module() -> None:
 def test_settings_files_in_configs_load(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if _OTHERS.match(name)]:
         monkeypatch.delenv(name)
-    files = sorted(CONFIGS.glob("*.yaml"))
+    files = [file for file in sorted(CONFIGS.glob("*.yaml")) if not file.name.startswith("train-")]
     settings = {file.name: file for file in files if "ego" not in yaml.safe_load(file.read_text())}
     assert {"default.yaml", "demo.yaml"} <= set(settings)
     for file in settings.values():
@@ -360,7 +363,7 @@ def write(shell: Shell, name: str, content: str | bytes) -> Path:
 
 
 BAD: dict[str, tuple[list[str], str | bytes, str]] = {
-    "no question": ([], "", "Missing argument 'QUESTION'"),
+    "no question": ([], "", "The question is empty"),
     "empty question": ([" "], "", "question is empty"),
     "empty standard input": (["-"], "\n", "question is empty"),
     "no UTF-8": (["-"], b"\xff\xfe", "not UTF-8"),
@@ -465,7 +468,7 @@ def test_export(shell: Shell, server: ModelServer) -> None:
     assert [row["messages"][1]["content"] for row in rows] == [trace.answer for trace in traces]
     told = json.loads(scene.result().stdout)
     everything = [json.loads(line) for line in (shell.folder / "all.jsonl").read_text().splitlines()]
-    assert told == {"rows": len(everything), "out": "all.jsonl", "format": "messages"}
+    assert {"rows": len(everything), "out": "all.jsonl", "format": "messages"}.items() <= told.items()
     assert len(everything) > 2 and {row["kind"] for row in everything} == {"answer", "role", "modulator"}
 
 
@@ -544,16 +547,14 @@ def test_serve_says_how_to_use_it_and_leaves_nothing(
 
 
 def test_serve_as_json_with_a_port_and_an_adapter(shell: Shell, serving: Callable[..., subprocess.Popen[str]]) -> None:
-    adapter = shell.folder / "kind"
-    adapter.mkdir()
-    write(shell, "kind/adapter_config.json", '{"peft_type": "LORA", "r": 8}')
-    write(shell, "kind/adapter_model.safetensors", "x")
+    adapter = make_adapter(shell.folder / "kind")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = serving(arguments=("--json", "--port", str(port), "--adapter", "kind=kind"))
     told = json.loads(started(process, 1)[0])
-    assert set(told) == {"base_url", "model", "key_file", "log"}
+    assert set(told) == {"base_url", "model", "adapters", "key_file", "log"}
+    assert told["adapters"] == {"kind": str(adapter.resolve())}
     assert (told["base_url"], told["model"]) == (f"http://127.0.0.1:{port}/v1", "stub/model")
     key = Path(told["key_file"]).read_text()
 

@@ -381,7 +381,17 @@ def test_no_restart_if_none_is_wanted() -> None:
 def make_adapter(folder: Path, rank: int = 8) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
-    (folder / "adapter_model.safetensors").write_bytes(b"x")
+    shapes = {"A": [rank, 4], "B": [4, rank]}
+    tensors = {
+        f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": {
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [16 * rank * number, 16 * rank * (number + 1)],
+        }
+        for number, (side, shape) in enumerate(shapes.items())
+    }
+    header = json.dumps(tensors).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(32 * rank))
     return folder
 
 
@@ -432,6 +442,13 @@ def test_adapter_folders_are_checked_first(tmp_path: Path) -> None:
             server.load_adapter("a", tmp_path / "empty")
         with pytest.raises(ServerError, match="rank 64, the server takes at most 16"):
             server.load_adapter("a", make_adapter(tmp_path / "big", rank=64))
+        garbage = make_adapter(tmp_path / "garbage")
+        (garbage / "adapter_model.safetensors").write_bytes(b"x" * 100)
+        with pytest.raises(ServerError, match=r"damaged: adapter_model\.safetensors is no safetensors file"):
+            server.load_adapter("a", garbage)
+        with pytest.raises(ServerError, match="is the base model's"):
+            server.load_adapter(MODEL, make_adapter(tmp_path / "named"))
+        assert names(server) == [MODEL] and server.healthy
         bare = make_adapter(tmp_path / "bare")
         (bare / "adapter_model.safetensors").unlink()
         with pytest.raises(ServerError, match="no weights"):

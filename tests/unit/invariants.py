@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from matrix_graph.records import Call, Cast, Trace, Usage
+from matrix_graph.records import Call, Cast, Edit, Trace, Usage
 
 TOKEN = re.compile(r"tok[0-9a-f]{9,12}")
 """What the fake models mark each of their texts with: twelve hexadecimal digits, or the fake server's nine digits."""
@@ -119,19 +119,30 @@ def objects(trace: Trace) -> None:
         return
     states = {thing.name: thing.state for thing in trace.cast.objects}
     begins: dict[int | None, dict[str, str]] = {}
+    edits = list(trace.edits)
     for event in trace.events:
+        _edited(states, edits, event.round)
         begins.setdefault(event.round, dict(states))
         for change in event.changes:
             assert event.plausible
             assert change.before == states[change.object], "a change from a state that was not there"
             assert change.after != change.before
             states[change.object] = change.after
+    _edited(states, edits, None)
     assert states == trace.object_states
     for call in trace.calls:
         if call.purpose == "judge" and call.round in begins:
             lines = call.messages[-1].content.splitlines()
             for name, state in begins[call.round].items():
                 assert f"- {name}: {state}" in lines, f"the modulator was not told that {name} is {state}"
+
+
+def _edited(states: dict[str, str], edits: list[Edit], before: int | None) -> None:
+    """Objects changed by hand after earlier rounds, each from the state in which it then was."""
+    while edits and (before is None or edits[0].round < before):
+        edit = edits.pop(0)
+        assert edit.before == states[edit.object] != edit.after
+        states[edit.object] = edit.after
 
 
 def delivery(trace: Trace) -> None:
@@ -200,7 +211,7 @@ def record(trace: Trace) -> None:
         said = [message.role for message in call.messages if message.role != "system"]
         assert said == ["user", "assistant"] * (len(said) // 2) + ["user"]
         assert all(message.role != "system" for message in call.messages[1:])
-        assert call.completion or call.error is not None
+        assert call.completion or call.error is not None or call.author == "human"  # silence
 
 
 def bounds(trace: Trace) -> None:

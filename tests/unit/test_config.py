@@ -167,7 +167,7 @@ def test_errors_name_each_setting_on_a_line_of_its_own() -> None:
     ] == ["  scene.roles", "  foo"]
 
 
-@pytest.mark.parametrize("name", [name for name in SceneConfig.model_fields])
+@pytest.mark.parametrize("name", [name for name in SceneConfig.model_fields if name != "modulator"])
 def test_scene_limits(name: str) -> None:
     """Each number takes its bounds, and nothing beyond them."""
     bounds = {type(bound).__name__: bound for bound in SceneConfig.model_fields[name].metadata}
@@ -185,6 +185,14 @@ def test_scene_limits(name: str) -> None:
             SceneConfig.model_validate({name: value})
     if high is not None:
         assert getattr(SceneConfig(**{name: high}), name) == high
+
+
+@pytest.mark.parametrize("part", ["full", "plausible_all", "everyone_sees", "off"])
+def test_parts_of_the_modulator(part: str) -> None:
+    assert SceneConfig().modulator == "full"
+    assert SceneConfig.model_validate({"modulator": part}).modulator == part
+    with pytest.raises(ValidationError):
+        SceneConfig.model_validate({"modulator": part.upper()})
 
 
 def test_scene_config_is_frozen_and_described() -> None:

@@ -62,9 +62,13 @@ def test_answers_stand_as_they_are(traces: list[Trace]) -> None:
                 {"role": "user", "content": trace.question},
                 {"role": "assistant", "content": trace.answer},
             ],
+            "taught": [1],
             "kind": "answer",
             "speaker": "",
             "trace_id": trace.id,
+            "purpose": "revise" if trace.revised else "draft",
+            "round": 0,
+            "run": "",
         }
         for trace in ended
     ]
@@ -77,6 +81,9 @@ def test_scene_rows_are_calls_of_their_trace_to_the_letter(traces: list[Trace]) 
             assert row["trace_id"] == trace.id
             if row["kind"] != "answer":
                 assert row["messages"] in said
+                completions = [chat[-1]["content"] for chat in said]
+                assert row["taught"][-1] == len(row["messages"]) - 1
+                assert all(row["messages"][at]["content"] in completions for at in row["taught"])
 
 
 def test_every_usable_completion_stands_in_a_row(traces: list[Trace]) -> None:
@@ -109,7 +116,8 @@ def test_what_was_said_by_whom(traces: list[Trace]) -> None:
         for row in rows([trace], scene=True):
             assert (row["speaker"] in cast) == (row["kind"] == "role")
             assert row["kind"] in ("answer", "role", "modulator")
-            assert list(row) == ["messages", "kind", "speaker", "trace_id"]
+            columns = ["messages", "taught", "kind", "speaker", "trace_id", "purpose", "round", "run"]
+            assert list(row) == columns and None not in row.values()
 
 
 def test_unusable_completions_are_left_out() -> None:

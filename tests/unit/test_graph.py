@@ -33,12 +33,12 @@ role --> modulator
 NAMES = ["draft", "modulator:x", "A|B: c", "张三", "draft 2", "__end__", "revise", "???", "Dr. O'Neil, (MD)-x"]
 GIVEN = """
 A_B_\\20c --> modulator
-Dr\\2e\\20O\\27Neil\\2c\\20\\28MD\\29-x --> modulator
-_ --> modulator
+Dr\\2e\\20O\\27Neil\\2c\\20_MD_-x --> modulator
+\\3f\\3f\\3f --> modulator
 __start__ --> draft
 cast -.-> A_B_\\20c
-cast -.-> Dr\\2e\\20O\\27Neil\\2c\\20\\28MD\\29-x
-cast -.-> _
+cast -.-> Dr\\2e\\20O\\27Neil\\2c\\20_MD_-x
+cast -.-> \\3f\\3f\\3f
 cast -.-> __end__
 cast -.-> draft\\202
 cast -.-> draft\\202\\202
@@ -53,8 +53,8 @@ draft\\202 --> modulator
 draft\\202\\202 --> modulator
 end__\\202 --> modulator
 modulator -.-> A_B_\\20c
-modulator -.-> Dr\\2e\\20O\\27Neil\\2c\\20\\28MD\\29-x
-modulator -.-> _
+modulator -.-> Dr\\2e\\20O\\27Neil\\2c\\20_MD_-x
+modulator -.-> \\3f\\3f\\3f
 modulator -.-> draft\\202
 modulator -.-> draft\\202\\202
 modulator -.-> end__\\202
@@ -138,8 +138,19 @@ def test_node_names_are_distinct_and_allowed(names: list[str]) -> None:
         assert name not in ("draft", "cast", "role", "modulator", "reflect", "revise")
 
 
+def test_names_mean_nothing_in_a_diagram() -> None:
+    names = ["end", "Class", "a(b)", "a[b]", 'say "no"', "x;y", "#1", "a\nb", "\u202eAnn"]
+    assert list(node_names(names).values()) == [
+        *("end 2", "Class 2", "a_b_", "a_b_ 2", "say _no_", "x_y", "_1", "a_b", "_Ann"),
+    ]
+    drawn = create_scene(ScriptedModel(), cast=cast_of(names)).compile().get_graph().draw_mermaid()
+    for line in drawn.splitlines():
+        if "(" in line and not line.lstrip().startswith(("classDef", "__", "%%", "---")):
+            assert line.count("(") == 1 and line.count(")") == 1, line
+
+
 def test_plain_names_stay_as_they_are() -> None:
-    names = ["Ann", "Police officer", "Dr. O'Neil, (MD)-x", "张三", "Žofie"]
+    names = ["Ann", "Police officer", "Dr. O'Neil, MD-x", "张三", "Žofie", "अमित कुमार", "สมชาย", "علی‌رضا", "???", "🙂"]
     assert node_names(names) == {name: name for name in names}
 
 

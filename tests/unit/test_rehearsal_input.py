@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import RunnableLambda
 
 from matrix_graph import Cast, Rehearsal, SceneConfig, Trace
@@ -42,6 +42,9 @@ CAST: dict[str, Any] = {
         ([HumanMessage([{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}])], "Why?", None),
         ([HumanMessage("Why?"), AIMessage([{"type": "text", "text": "So."}])], "Why?", "So."),
         (ChatPromptTemplate([("user", "{q}")]).invoke({"q": "Why?"}).to_messages(), "Why?", None),
+        (ChatPromptTemplate([("user", "{q}"), ("ai", "So.")]).invoke({"q": "Why?"}), "Why?", "So."),
+        (PromptTemplate.from_template("{q}").invoke({"q": "Why?"}), "Why?", None),
+        (HumanMessage("Why?"), "Why?", None),
     ],
 )
 def test_question_and_draft(given: Any, question: str, draft: str | None) -> None:
@@ -74,7 +77,6 @@ def test_a_cast_becomes_plain_data(cast: Any) -> None:
     [
         (None, "takes a question, a mapping or messages, not NoneType"),
         (7, "not int"),
-        (HumanMessage("Why?"), "not HumanMessage"),
         ({}, r'has the keys \[\]; it needs "question"'),
         ({"query": "Why?", "draft": "So."}, r"\['draft', 'query'\]; it needs \"question\" \(or \"messages\"\)"),
         ([], "no human message"),

@@ -15,11 +15,27 @@ from matrix_graph.errors import ServerError
 from matrix_graph.models.client.metrics import parse_counters
 
 _ADAPTER_SECONDS = 120.0
+_ALIVE_SECONDS = 10.0
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class AdapterRefusedError(ServerError):
     """The server is well, but does not want this adapter."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A name that requests can use, as the server lists it.
+
+    Attributes:
+        name: how requests name it.
+        base: the model that it is an adapter of; None: it is none.
+        path: the folder or hub id that the server loaded it from, if it tells.
+    """
+
+    name: str
+    base: str | None
+    path: str | None
 
 
 @dataclass(frozen=True)
@@ -30,15 +46,19 @@ class Endpoint:
         host: the address to connect to.
         port: the TCP port.
         api_key: the key that it asks for.
+        url: the server's address without a path, where host and port do not say it all; None: they do.
     """
 
     host: str
     port: int
     api_key: str = field(repr=False)
+    url: str | None = None
 
     @property
     def root_url(self) -> str:
         """The server's address without a path."""
+        if self.url is not None:
+            return self.url
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -61,6 +81,28 @@ class Endpoint:
             return [str(model["id"]) for model in json.loads(body)["data"]] if status == 200 else None
         except (OSError, HTTPException, ValueError, LookupError, TypeError):
             return None
+
+    def served(self, seconds: float) -> list[ServedModel]:
+        """Returns what requests can name: models and adapters.
+
+        Raises:
+            ServerError: the server does not answer within `seconds`, refuses the key, or is none that lists models.
+        """
+        try:
+            status, body = self._request("GET", "/v1/models", seconds=seconds)
+        except (OSError, HTTPException) as error:
+            raise ServerError(
+                f"No model server answers at {self.base_url} ({error}). Start it, or correct its address."
+            ) from error
+        if status in (401, 403):
+            raise ServerError(f"The server at {self.base_url} refuses the key. Put the right one into VLLM_API_KEY.")
+        try:
+            cards = json.loads(body)["data"]
+            return [ServedModel(str(card["id"]), card.get("parent"), card.get("root")) for card in cards]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ServerError(
+                f"The server at {self.base_url} lists no models (HTTP {status}). Give the address of a vLLM server."
+            ) from error
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Loads a LoRA adapter into the running server; requests then name it as their model.
@@ -100,9 +142,18 @@ class Endpoint:
                 f"The vLLM server did not answer the request to {verb} the adapter {name!r} ({error}). Wait until it "
                 "is ready and try again."
             ) from error
-        if status != 200:
-            kind = AdapterRefusedError if 400 <= status < 500 else ServerError
-            raise kind(f"The vLLM server refused to {verb} the adapter {name!r} (HTTP {status}): {_reason(answer)}")
+        if status == 200:
+            return
+        if status == 404 and not _reason_given(answer):
+            raise ServerError(
+                "The vLLM server takes no adapters while it runs. Start it with `--enable-lora` and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, as `matrix-graph serve` does."
+            )
+        # vLLM answers 500 to an adapter that it cannot load, and goes on.
+        refused = status < 500 or (_reason_given(answer) and self.health(_ALIVE_SECONDS) == 200)
+        kind = AdapterRefusedError if refused else ServerError
+        reason = _reason_given(answer) or answer.decode("utf-8", "replace")[:500] or "no reason given"
+        raise kind(f"The vLLM server refused to {verb} the adapter {name!r} (HTTP {status}): {reason}")
 
     def _request(
         self, method: str, path: str, body: dict[str, str] | None = None, *, seconds: float
@@ -121,42 +172,10 @@ class Endpoint:
                 return error.code, error.read()
 
 
-def check_adapter_folder(folder: Path, *, max_rank: int) -> Path:
-    """Checks a LoRA adapter before the server is asked to load it.
-
-    Args:
-        folder: an adapter as PEFT saves it.
-        max_rank: the highest rank that the server was started for.
-
-    Returns:
-        The absolute folder.
-
-    Raises:
-        ServerError: it does not exist, is no LoRA adapter, or its rank is too high.
-    """
-    folder = folder.expanduser().resolve()
-    what_to_do = "Give a folder that `matrix-graph train` or PEFT's `save_pretrained` has written."
-    if not folder.is_dir():
-        raise ServerError(f"The adapter folder {folder} does not exist. {what_to_do}")
+def _reason_given(answer: bytes) -> str | None:
+    """What vLLM says in its JSON; None if it is the answer of something else."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        rank = config.get("r")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ServerError(f"{folder} has no readable adapter_config.json ({error}). {what_to_do}") from error
-    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise ServerError(f"{folder} has no weights (adapter_model.safetensors or .bin). {what_to_do}")
-    if isinstance(rank, int) and rank > max_rank:
-        raise ServerError(
-            f"The adapter {folder} has rank {rank}, the server takes at most {max_rank}. Start it with "
-            f"`max_lora_rank` {rank} or more."
-        )
-    return folder
-
-
-def _reason(answer: bytes) -> str:
-    text = answer.decode("utf-8", "replace")
-    try:
-        body = json.loads(text)
+        body = json.loads(answer)
         return str(body["error"]["message"] if "error" in body else body["message"])
     except (ValueError, LookupError, TypeError):
-        return text[:500] or "no reason given"
+        return None

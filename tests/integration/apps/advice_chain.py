@@ -13,4 +13,4 @@ from matrix_graph import Rehearsal, SceneConfig
 def build(model: BaseChatModel) -> Runnable[dict[str, str], str]:
     prompt = ChatPromptTemplate([("system", "You give advice to people."), ("user", "{name} asks: {question}")])
     rehearsal = Rehearsal(model, config=SceneConfig(roles=1, steps=1))
-    return prompt | (lambda value: value.to_messages()) | rehearsal | itemgetter("answer") | StrOutputParser()
+    return prompt | rehearsal | itemgetter("answer") | StrOutputParser()

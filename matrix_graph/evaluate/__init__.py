@@ -1,0 +1,1 @@
+"""Is it better? Candidates answer, measures and judges compare: records -> candidates -> runner -> results."""

@@ -1,0 +1,118 @@
+"""Leaks: what a role was told and may not know. Read from the trace's messages alone; there must be none.
+
+Why apart from the scene: the rule that nobody knows what they did not see is checked here on what was really sent, by
+code that shares nothing with the code that sent it. What always holds: a role may be told its own profile and what it
+did and said, why something of its own could not happen, and each action that it observed, once, in a later round. Any
+other line of somebody's doing is a leak, and so is, wherever it stands: another's profile, an action that was not
+observed (yet), a judgement, the plan and the draft that are the ego's alone.
+
+What cannot be told from text: a leak in other words; one of texts shorter than `SHORTEST`, which occur by chance; and
+one of an action that says what prompts said before it was done, as small models do that imitate their prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from matrix_graph.records import Call, Cast, Trace
+
+SHORTEST = 12
+"""Bytes that a text must have to count as a leak by itself; observation lines count however short they are."""
+
+Kind = Literal["observation", "action", "profile", "judgement", "plan"]
+
+
+class Leak(NamedTuple):
+    """Something that a role was told and may not know."""
+
+    role: str
+    round: int
+    kind: Kind
+    text: str
+
+
+def leaks(trace: Trace) -> list[Leak]:
+    """All leaks of a scene, each role's each text once, with the round in which it was first told."""
+    if trace.cast is None:
+        return []
+    found: dict[tuple[str, Kind, str], Leak] = {}
+    for role in trace.cast.roles:
+        calls = [call for call in trace.calls if call.role == role.name and call.purpose in ("act", "recap")]
+        for number, call in enumerate(calls):
+            for leak in _in_call(trace, trace.cast, call, calls[:number]):
+                found.setdefault((leak.role, leak.kind, leak.text), leak)
+    return list(found.values())
+
+
+def _in_call(trace: Trace, cast: Cast, call: Call, before: list[Call]) -> Iterator[Leak]:
+    name, round = call.role or "", call.round or 0
+    profile = cast.role(name)
+    own = [profile.name, profile.traits, profile.goal]
+    if name == cast.ego:
+        own += [*cast.plan, trace.question, trace.draft or ""]
+    own += [earlier.completion for earlier in before]
+    own += [event.action for event in trace.events if event.role == name]
+    own += [event.reason for event in trace.events if event.role == name and event.round < round]
+    seen = [event for event in trace.events if name in event.observers and event.round < round]
+    lines = [f"- {event.role}: {event.action}" for event in seen]
+    heard = "\n".join(message.content for message in call.messages if message.role == "user")
+    for text in sorted((earlier.completion for earlier in before), key=len, reverse=True):
+        heard = heard.replace(text, "") if text else heard  # its summary may tell of others in lines like these
+    for text in sorted([*lines, *own], key=len, reverse=True):
+        heard = heard.replace(text, "", 1) if text else heard
+    names = "|".join(re.escape(role.name) for role in cast.roles)
+    for line in re.findall(rf"^- (?:{names}): .*$", heard, re.MULTILINE):
+        yield Leak(name, round, "observation", line.strip())
+
+    known = _flat("\n".join([*own, *lines, *(event.action for event in seen)]))
+    told = _flat("\n".join(message.content for message in call.messages))
+    said = _flat("\n".join(message.content for message in call.messages if message.role != "system"))
+    for secret in _secrets(trace, cast, name):
+        text, where = _flat(secret.text), told if secret.since is None else said
+        if len(text.encode()) < SHORTEST or text in known or text not in where:
+            continue
+        if secret.since is None or text not in _said_until(trace, secret.since):
+            yield Leak(name, round, secret.kind, text)
+
+
+class _Secret(NamedTuple):
+    """A text that is not this role's by itself; `since` is the round that brought it forth, None before all rounds."""
+
+    kind: Kind
+    text: str
+    since: int | None
+
+
+def _secrets(trace: Trace, cast: Cast, name: str) -> Iterator[_Secret]:
+    """All texts of the scene that a role may not know unless it has seen them."""
+    for other in cast.roles:
+        if other.name != name:
+            yield _Secret("profile", other.traits, None)
+            yield _Secret("profile", other.goal, None)
+    if name != cast.ego:
+        for text in (*cast.plan, trace.draft or "", trace.question):
+            yield _Secret("plan", text, None)
+    for event in trace.events:
+        if event.role != name:
+            yield _Secret("action", event.action, event.round)
+            yield _Secret("judgement", event.reason, event.round)
+        for text in (event.consequence or "", *(change.after for change in event.changes)):
+            yield _Secret("judgement", text, event.round)
+
+
+def _said_until(trace: Trace, round: int) -> str:
+    """All that roles were told up to a round, when nothing that it brought forth could be among it."""
+    return _flat(
+        "\n".join(
+            message.content
+            for call in trace.calls
+            if call.purpose == "act" and (call.round or 0) <= round
+            for message in call.messages
+        )
+    )
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,143 @@
+"""Rows that were there before: exact ones by a hash, near ones by the word sequences that they share.
+
+What always holds: of rows alike the first stays; the outcome depends on the rows and their order alone; and memory does
+not grow, since what was seen is kept in a temporary database of 10 bytes a row, 1 kB for each answer, that is gone when
+the process is. (Collections of MinHashes such as datasketch's keep several kB a row in memory.)
+
+Two texts are compared by the sets of their three-word sequences (their Jaccard index, Broder 1997), estimated from the
+128 smallest hashes of the two sets together: exact for texts of up to 64 words, to within 0.03 for longer ones. Texts
+in scripts without spaces are compared by their characters; case and punctuation count for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from array import array
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+from zlib import crc32
+
+from matrix_graph.errors import ExportError
+
+_CACHE_KILOBYTES = 16_384
+_SKETCH = 128
+_BANDS = 5
+"""Keys by which rows that may be alike are found: of texts alike by nine tenths, one in 4,000 pairs shares none."""
+_MOST_CANDIDATES = 16
+"""Rows that are compared with, the latest first, for each key: some words stand in thousands of rows."""
+_PUNCTUATION = b".,;:!?\"'()[]{}*_`~-"
+_LONGEST_WORD = 20
+"""Characters a word on average; texts with longer ones have no spaces between words."""
+
+
+class DuplicateFilter:
+    """Tells whether a text was there before; a context manager.
+
+    Args:
+        threshold: how alike two texts must be to count as one, above 0; 1 compares nothing but equal texts.
+
+    Raises:
+        ExportError: the temporary folder is full or cannot be written to.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._rows = 0
+        self._base: sqlite3.Connection | None = None
+
+    def __enter__(self) -> Self:
+        # A database without a name lives in the cache, and in a file that is unlinked already once it outgrows that.
+        self._base = sqlite3.connect("", isolation_level=None)
+        for order in (
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            f"PRAGMA cache_size = -{_CACHE_KILOBYTES}",
+            "CREATE TABLE seen (key INTEGER PRIMARY KEY)",
+            "CREATE TABLE sketches (id INTEGER PRIMARY KEY, asked BLOB, said BLOB)",
+            "CREATE TABLE bands (key INTEGER, id INTEGER, PRIMARY KEY (key, id)) WITHOUT ROWID",
+            "BEGIN",
+        ):
+            self._base.execute(order)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._base is not None:
+            self._base.close()
+            self._base = None
+
+    def is_duplicate(self, texts: Iterable[str]) -> bool:
+        """Whether these very texts, in this order, were there before; from now on they were."""
+        whole = "\x00".join(texts).encode("utf-8", "surrogatepass")
+        # 64 bits: among a hundred million rows, one is dropped wrongly once in some 4,000 exports.
+        key = int.from_bytes(hashlib.sha256(whole).digest()[:8], "big", signed=True)
+        return self._run("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 0
+
+    def is_near_duplicate(self, question: str, answer: str) -> bool:
+        """Whether there was nearly this question with nearly this answer before; if not, from now on there was.
+
+        One refusal to a hundred questions is a hundred rows, and so are a hundred answers to one question.
+        """
+        if self._threshold >= 1:
+            return False
+        asked, said = sketch(question), sketch(answer)
+        bands = {
+            first << 32 | second for first, second in zip(_representatives(asked), _representatives(said), strict=True)
+        }
+        found: set[int] = set()
+        keys = [band - (1 << 63) for band in bands]
+        for key in keys:
+            rows = self._run("SELECT id FROM bands WHERE key = ? ORDER BY id DESC LIMIT ?", (key, _MOST_CANDIDATES))
+            found.update(number for (number,) in rows)
+        for number in found:
+            blobs = self._run("SELECT asked, said FROM sketches WHERE id = ?", (number,)).fetchone()
+            pairs = zip((said, asked), (blobs[1], blobs[0]), strict=True)
+            if all(alike(mine, array("I", blob)) >= self._threshold for mine, blob in pairs):
+                return True
+        self._rows += 1
+        kept = (self._rows, array("I", asked).tobytes(), array("I", said).tobytes())
+        self._run("INSERT INTO sketches VALUES (?, ?, ?)", kept)
+        for key in keys:
+            self._run("INSERT INTO bands VALUES (?, ?)", (key, self._rows))
+        return False
+
+    def _run(self, order: str, values: tuple[int | bytes, ...]) -> sqlite3.Cursor:
+        if self._base is None:
+            raise ValueError("The filter is not open; use it within `with`.")
+        try:
+            return self._base.execute(order, values)
+        except sqlite3.OperationalError as error:
+            raise ExportError(
+                f"What was seen cannot be kept in the temporary folder: {error}. Make room there, name another in the "
+                "variable TMPDIR, or export with --keep-duplicates."
+            ) from error
+
+
+def sketch(text: str) -> list[int]:
+    """The smallest hashes of the three-word sequences of a text, in order; at least one."""
+    plain = text.casefold()
+    words = plain.encode("utf-8", "surrogatepass").translate(None, _PUNCTUATION).split()
+    if len(plain) > _LONGEST_WORD * len(words):
+        words = [character.encode("utf-8", "surrogatepass") for character in plain if not character.isspace()]
+    if len(words) < 3:
+        return [crc32(b" ".join(words))]
+    return sorted(set(map(crc32, map(b" ".join, zip(words, words[1:], words[2:], strict=False)))))[:_SKETCH]
+
+
+def _representatives(hashes: list[int]) -> list[int]:
+    """The smallest hash of each residue class: two texts share each with the probability by which they are alike."""
+    smallest: dict[int, int] = {}
+    for hash in reversed(hashes):
+        smallest[hash % _BANDS] = hash
+    return [smallest.get(at, 0) for at in range(_BANDS)]
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> float:
+    """How alike two texts are, from 0 to 1, by their sketches."""
+    left, right = set(one), set(other)
+    # Beyond the largest hash of a cut-off sketch nothing is known of its text.
+    union = sorted(left | right)[:_SKETCH]
+    return len(left.intersection(right, union)) / len(union)

@@ -1,0 +1,67 @@
+"""How long a row is, in tokens of the model that is to learn it, under its own chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matrix_graph.errors import ConfigError, ExportError, PrerequisiteError
+from matrix_graph.traces.export.pieces import Chat, Piece
+
+
+class Tokenizer:
+    """Counts tokens as a trainer will.
+
+    Args:
+        model: a model's folder or hub id; nothing of it but the tokenizer is read, and no code of it is run.
+
+    Raises:
+        PrerequisiteError: transformers is not installed.
+        ConfigError: there is no tokenizer there, or it has no chat template.
+    """
+
+    def __init__(self, model: str) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise PrerequisiteError(
+                "Lengths in tokens need transformers, which is not installed: `pip install 'matrix-graph[train]'`."
+            ) from error
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ConfigError(
+                f"No tokenizer can be read from {model!r}: {_first_line(error)}. Give a model's folder or hub id."
+            ) from error
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ConfigError(
+                f"The tokenizer of {model!r} has no chat template, so that nobody can say what a chat is in its "
+                "tokens. Give the instruction-tuned model of the same family, or add a chat_template to its tokenizer."
+            )
+        self.model = model
+
+    def length(self, piece: Piece) -> int:
+        """The tokens of a row; of a preference pair, of the longer side.
+
+        Raises:
+            ExportError: the chat template refuses the chat, such as one with a system message.
+        """
+        whole = self._count(piece.messages)
+        if not piece.rejected:
+            return whole
+        return max(whole, self._count([*piece.messages[:-1], {"role": "assistant", "content": piece.rejected}]))
+
+    def _count(self, chat: Chat) -> int:
+        try:
+            # Rendered and tokenized apart, as the lists that come back differ between releases of transformers.
+            text = self._tokenizer.apply_chat_template(chat, tokenize=False)
+            return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # a template raises what it likes, jinja2's own and Python's
+            roles = ", ".join(message["role"] for message in chat[:4])
+            raise ExportError(
+                f"The chat template of {self.model!r} does not take a row ({roles}, ...): {_first_line(error)}. "
+                "Export parts that it takes, such as --only answers, or use another model's tokenizer."
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

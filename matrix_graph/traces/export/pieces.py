@@ -1,0 +1,225 @@
+"""What of a scene can be taught: its answer, the dialogues of roles and modulator, and single calls.
+
+What always holds: every message stands in the trace, character by character; a message is marked as taught only if the
+model said it in a call of this trace; and what people, agents or a what-if's author said in a role's place is taught
+nowhere. A dialogue that holds such a turn is left out where trainers would learn every turn of the assistant, and
+stands as context where they learn one completion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from matrix_graph.traces.export.options import Include, Parts
+from matrix_graph.traces.export.scenes import Message, Scene, SpokenCall
+
+Kind = Literal["answer", "role", "modulator", "cast", "consequence", "helpful"]
+Chat = list[Message]
+
+_HUMAN = "human"
+_TURNS = ["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One example, before it is given the shape of a format.
+
+    Attributes:
+        kind: what it is.
+        question: of its scene; the split goes by it.
+        messages: a chat that ends with the assistant.
+        taught: positions of the messages that the model itself said.
+        purpose: of the call it ends with; "given" is an answer that the scene was given and left as it was.
+        speaker: the role that speaks; "" where none does.
+        round: from 1; 0 outside the rounds.
+        trace_id: the scene; "" if it comes from no scene.
+        run: the folder that the scene was read from, by its name.
+        rejected: the draft of a preference pair.
+        cut_off: the last reply ended at a token limit.
+    """
+
+    kind: Kind
+    question: str
+    messages: Chat
+    taught: list[int]
+    purpose: str = ""
+    speaker: str = ""
+    round: int = 0
+    trace_id: str = ""
+    run: str = ""
+    rejected: str = ""
+    cut_off: bool = False
+
+
+@dataclass
+class Dropped:
+    """What was not taken, by reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, reason: str, rows: int = 1) -> None:
+        """Count rows under a reason."""
+        self.counts[reason] += rows
+
+
+def pieces(
+    scene: Scene, parts: Parts, dropped: Dropped, *, by_call: bool = False, pairs: bool = False, run: str = ""
+) -> Iterator[Piece]:
+    """What of one scene can be taught.
+
+    Args:
+        scene: of any status; of a failed one nothing is taken.
+        parts: which parts, each named singly.
+        dropped: counts what is left out, and why.
+        by_call: one piece a call instead of one a dialogue.
+        pairs: preference pairs, of revised answers alone.
+        run: where the trace was read from.
+
+    Yields:
+        The answer first, then the rest in the order of the calls.
+    """
+    if scene["status"] == "failed" or scene["answer"] is None:
+        return
+    if Include.answers in parts:
+        yield from _answer(scene, dropped, pairs, run)
+    if parts - {Include.answers}:
+        yield from _scene(scene, parts, dropped, by_call, run)
+
+
+def _answer(scene: Scene, dropped: Dropped, pairs: bool, run: str) -> Iterator[Piece]:
+    answer = scene["answer"] or ""
+    if not answer.strip():
+        dropped.add("empty answer")
+        return
+    if pairs and (not scene["revised"] or not (scene["draft"] or "").strip() or scene["draft"] == answer):
+        dropped.add("not revised")
+        return
+    wanted = "revise" if scene["revised"] else "draft"
+    last = next(
+        (call for call in reversed(scene["calls"]) if call["purpose"] == wanted and call.get("error") is None), None
+    )
+    yield Piece(
+        kind="answer",
+        question=scene["question"],
+        messages=[{"role": "user", "content": scene["question"]}, {"role": "assistant", "content": answer}],
+        taught=[1],
+        purpose=wanted if last or scene["revised"] else "given",
+        trace_id=scene["id"],
+        run=run,
+        rejected=(scene["draft"] or "") if pairs else "",
+        cut_off=last is not None and last["finish_reason"] == "length",
+    )
+
+
+def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str) -> Iterator[Piece]:
+    others = players(scene)
+    spoken: list[tuple[SpokenCall, Kind, str]] = []
+    for call in scene["calls"]:
+        kind, speaker = _kind(call)
+        if kind is None or _PARTS[kind] not in parts:
+            continue
+        if is_players(call, others):
+            dropped.add("a person's or an agent's turn")
+        elif call.get("error") is None and call["completion"].strip():
+            spoken.append((call, kind, speaker))
+    own = {call["completion"] for call, _, _ in spoken}
+    steps = {json.dumps({"action": step}, ensure_ascii=False) for step in (scene["cast"] or {}).get("plan", ())}
+    whole = set(range(len(spoken))) if by_call else _whole(spoken)
+    for number, (call, kind, speaker) in enumerate(spoken):
+        if number not in whole:
+            continue
+        messages: Chat = [*call["messages"], {"role": "assistant", "content": call["completion"]}]
+        if not _takes_turns(messages):
+            dropped.add("chat whose sides do not take turns")
+            continue
+        taught = [len(messages) - 1]
+        if kind in _DIALOGUES and not by_call:
+            said = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+            taught = [at for at in said if messages[at]["content"] in own]
+            if any(at not in taught and messages[at]["content"] not in steps for at in said):
+                dropped.add("dialogue with somebody else's words")
+                continue
+        yield Piece(
+            kind=kind,
+            question=scene["question"],
+            messages=messages,
+            taught=taught,
+            purpose=call["purpose"],
+            speaker=speaker,
+            round=call["round"] or 0,
+            trace_id=scene["id"],
+            run=run,
+            cut_off=call["finish_reason"] == "length",
+        )
+
+
+_PARTS: dict[Kind, Include] = {
+    "role": Include.roles,
+    "modulator": Include.modulator,
+    "cast": Include.cast,
+    "consequence": Include.consequences,
+}
+_DIALOGUES = ("role", "modulator")
+
+
+def _kind(call: SpokenCall) -> tuple[Kind | None, str]:
+    """What a call is part of, and which role speaks in it."""
+    if call["purpose"] == "act" or (call["purpose"] == "recap" and call["role"]):
+        return "role", call["role"] or ""
+    if call["purpose"] in ("judge", "recap"):
+        return "modulator", ""
+    if call["purpose"] == "cast":
+        return "cast", ""
+    # What the scene did to people, and the answer that follows from it. What single actions did stands in the
+    # modulator's judgements; the draft is not taught, since the answer is there to replace it.
+    return ("consequence", "") if call["purpose"] in ("reflect", "revise") else (None, "")
+
+
+def _whole(spoken: list[tuple[SpokenCall, Kind, str]]) -> set[int]:
+    """The calls that no later call of the same speaker repeats as the beginning of its prompt."""
+    whole: set[int] = set()
+    later: dict[tuple[Kind, str], list[Chat]] = {}
+    for number in range(len(spoken) - 1, -1, -1):
+        call, kind, speaker = spoken[number]
+        prompt, completion = call["messages"], call["completion"]
+        prompts = later.setdefault((kind, speaker), [])
+        at = len(prompt)
+        for other in prompts if kind in _DIALOGUES else ():
+            # The completion is compared first: it alone tells most of them apart, and prompts are long.
+            if len(other) > at and other[at]["content"] == completion and other[:at] == prompt:
+                break
+        else:
+            whole.add(number)
+        prompts.append(prompt)
+    return whole
+
+
+def _takes_turns(messages: Chat) -> bool:
+    """Whether user and assistant alternate, as chat templates want it, after a system message or none."""
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    return len(turns) % 2 == 0 and turns == _TURNS * (len(turns) // 2)
+
+
+def players(scene: Scene) -> frozenset[str]:
+    """The roles that somebody other than the model played, as far as the settings name them."""
+    named: Any = scene["settings"].get("players") or ()
+    if not isinstance(named, (Mapping, list, tuple)):
+        return frozenset()
+    return frozenset(str(entry.get("role", "")) if isinstance(entry, Mapping) else str(entry) for entry in named)
+
+
+def is_players(call: SpokenCall, others: frozenset[str]) -> bool:
+    """Whether a turn was a person's, an agent's, or changed by hand.
+
+    Args:
+        call: any call.
+        others: the roles that the model did not play.
+    """
+    if call.get("author", "model") != "model":
+        return True
+    return call["purpose"] in ("act", "recap") and (call["model"] == _HUMAN or call["role"] in others)

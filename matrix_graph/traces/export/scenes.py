@@ -1,0 +1,116 @@
+"""What an export needs of a trace, read faster than the whole of it: half of a trace is neither taught nor counted.
+
+What always holds: what is read is validated as `records` has it; keys that an export does not need are passed over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+
+# pydantic reads typed dicts of the standard library from Python 3.12 on only.
+from typing_extensions import TypedDict
+
+from matrix_graph.errors import TraceError
+from matrix_graph.records import SCHEMA_VERSION, Call, Purpose, Status, Trace
+from matrix_graph.traces.store import _refuse_newer, _version
+
+OLDEST_VERSION = 1
+"""The oldest schema that can be read: the first that was released. Later ones only added keys that may be absent."""
+
+
+class Message(TypedDict):
+    """`records.Message`."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class SpokenCall(TypedDict):
+    """What is needed of `records.Call`."""
+
+    purpose: Purpose
+    role: str | None
+    round: int | None
+    messages: list[Message]
+    completion: str
+    finish_reason: str | None
+    model: str
+    error: NotRequired[dict[str, Any] | None]
+    author: NotRequired[str]
+
+
+class Plan(TypedDict):
+    """What is needed of `records.Cast`."""
+
+    plan: NotRequired[list[str]]
+
+
+class Scene(TypedDict):
+    """What is needed of `records.Trace`."""
+
+    schema_version: NotRequired[int]
+    id: str
+    question: str
+    draft: str | None
+    answer: str | None
+    revised: bool
+    status: Status
+    cast: Plan | None
+    calls: list[SpokenCall]
+    settings: dict[str, Any]
+
+
+_SCENE = TypeAdapter(Scene)
+
+
+def parse_scene(line: bytes) -> Scene:
+    """The scene in one whole line.
+
+    Raises:
+        ValueError: the line is no trace.
+        TraceError: its schema is newer than this version reads, or older than any that was released.
+    """
+    try:
+        scene = _SCENE.validate_json(line)
+    except ValidationError:
+        _refuse_newer(_version(line))
+        raise
+    version = scene.get("schema_version", SCHEMA_VERSION)
+    _refuse_newer(version)
+    if version < OLDEST_VERSION:
+        raise TraceError(
+            f"its schema version is {version}; this release reads {OLDEST_VERSION} to {SCHEMA_VERSION}. "
+            "Play its question again with this release."
+        )
+    return scene
+
+
+def scene_of(trace: Trace) -> Scene:
+    """The same of a whole trace."""
+    return {
+        "id": trace.id,
+        "question": trace.question,
+        "draft": trace.draft,
+        "answer": trace.answer,
+        "revised": trace.revised,
+        "status": trace.status,
+        "cast": {"plan": trace.cast.plan} if trace.cast else None,
+        "calls": [_spoken(call) for call in trace.calls],
+        "settings": trace.settings,
+    }
+
+
+def _spoken(call: Call) -> SpokenCall:
+    return {
+        "purpose": call.purpose,
+        "role": call.role,
+        "round": call.round,
+        "messages": [{"role": message.role, "content": message.content} for message in call.messages],
+        "completion": call.completion,
+        "finish_reason": call.finish_reason,
+        "model": call.model,
+        "error": call.error.model_dump() if call.error else None,
+        "author": call.author,
+    }
