@@ -60,8 +60,10 @@ from pydantic import SecretStr
 from matrix_graph import ChatVLLM, Rehearsal, SceneConfig, Trace, VLLMServer
 from matrix_graph.batch import lookout
 from matrix_graph.batch.runner import Batch
+from matrix_graph.connect import as_needed
 from matrix_graph.errors import ModelRequestError
 from matrix_graph.models.client.wire import encode
+from matrix_graph.models.server import ServerConfig
 from matrix_graph.records import Call, Event
 
 ROLES, STEPS = 3, 4
@@ -392,7 +394,7 @@ def _new_first(call: Call) -> Call:
 async def measure(options: argparse.Namespace, report: Report) -> None:
     """Play everything on one server, and print it."""
     questions = questions_from(options.questions, options.scenes + 1)
-    server = None if options.base_url else VLLMServer(options.model, on_status=print)
+    server = None if options.base_url else VLLMServer(options.model, config=as_needed(ServerConfig()), on_status=print)
     async with server or nullcontext():
         if server is None:
             model = ChatVLLM(base_url=options.base_url, model=options.model)

@@ -316,7 +316,10 @@ class VLLMServer:
         model = Path(self._model or "")
         check_adapter_name(name, self.model_name)
         return check_adapter_folder(
-            path, max_rank=self.config.max_lora_rank, base=model if model.is_absolute() else None
+            path,
+            max_rank=self.config.max_lora_rank,
+            base=model if model.is_absolute() else None,
+            layers_only=engine.engine_device() == "cpu",
         )
 
     def _load_all(self, endpoint: Endpoint, first: bool) -> None:

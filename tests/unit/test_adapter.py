@@ -8,7 +8,7 @@ import pytest
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
-from matrix_graph.models.serving.weights import WeightsError, fingerprint, read_header
+from matrix_graph.models.serving.weights import WeightsError, fingerprint, layer_matrices, read_header
 
 LAYER = "model.layers.{}.self_attn.q_proj"
 
@@ -70,6 +70,26 @@ def test_those_that_do_not(changes: dict[str, Any], said: str, tmp_path: Path) -
     base = make_model(tmp_path / "m")
     with pytest.raises(ServerError, match=said):
         check_adapter_folder(make_adapter(tmp_path / "a", **changes), max_rank=16, base=base)
+
+
+def test_on_cpu_what_is_outside_of_the_layers_is_refused(tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "a")
+    assert check_adapter_folder(adapter, max_rank=16, layers_only=True)
+    head = {"base_model.model.lm_head.lora_A.weight": (8, 16), "base_model.model.lm_head.lora_B.weight": (16, 8)}
+    save(adapter / "adapter_model.safetensors", head)
+    assert check_adapter_folder(adapter, max_rank=16)
+    with pytest.raises(ServerError, match=r"changes lm_head.*'all-linear'"):
+        check_adapter_folder(adapter, max_rank=16, layers_only=True)
+
+
+def test_matrices_of_the_layers(tmp_path: Path) -> None:
+    layer = "model.layers.{}.mlp"
+    tensors: dict[str, tuple[int, ...]] = {f"{layer.format(n)}.up_proj.weight": (4, 2) for n in range(2)}
+    tensors |= {"lm_head.weight": (9, 2), "model.embed_tokens.weight": (9, 2), "model.layers.0.norm.weight": (2,)}
+    tensors |= {f"{layer.format(0)}.experts.3.w1.weight": (4, 2), "transformer.h.1.attn.c_attn.weight": (2, 6)}
+    save(tmp_path / "model.safetensors", tensors)
+    assert layer_matrices(tmp_path) == ["c_attn", "up_proj"]
+    assert layer_matrices(tmp_path / "none") == []
 
 
 def test_quantized_and_turned_weights_have_shapes_of_their_own(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models import engine
+from matrix_graph.models.bundled import prepare_bundled_model
 from matrix_graph.models.server import ServerConfig, VLLMServer
 from matrix_graph.models.serving import engine_log, launch
 from matrix_graph.models.serving.endpoint import Endpoint
@@ -44,6 +45,16 @@ def test_cpu_command(tmp_path: Path) -> None:
     assert {"--enforce-eager", "--enable-prefix-caching", "--enable-lora"} <= set(command)
     assert command[command.index("--block-size") + 1] == "32"
     assert "--gpu-memory-utilization" not in command
+
+
+def test_on_cpu_adapters_leave_the_output_matrix_alone() -> None:
+    model = str(prepare_bundled_model())
+    command = server_command(ServerConfig(), model=model, port=1, device="cpu")
+    matrices = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert command[command.index("--lora-target-modules") + 1 :] == matrices
+    assert "--lora-target-modules" not in server_command(ServerConfig(), model=model, port=1, device="cuda")
+    without = server_command(ServerConfig(enable_lora=False), model=model, port=1, device="cpu")
+    assert "--lora-target-modules" not in without
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,16 @@ def check_adapter_name(name: str, served: str) -> None:
         raise ServerError(f"The adapter's name {name!r} is the base model's. Give it another, to tell them apart.")
 
 
-def check_adapter_folder(folder: Path, *, max_rank: int | None, base: Path | None = None) -> Path:
+def check_adapter_folder(
+    folder: Path, *, max_rank: int | None, base: Path | None = None, layers_only: bool = False
+) -> Path:
     """Checks a LoRA adapter before the server is asked to load it.
 
     Args:
         folder: an adapter as PEFT saves it.
         max_rank: the highest rank that the server was started for; None: not known.
         base: the folder of the model that the server runs; None: it is no folder.
+        layers_only: whether the server adapts nothing outside of the model's layers, neither embeddings nor output.
 
     Returns:
         The absolute folder.
@@ -74,6 +77,8 @@ def check_adapter_folder(folder: Path, *, max_rank: int | None, base: Path | Non
         # Quantized weights, and those of old models that are stored turned around, have shapes of their own.
         comparable = base is not None and not _quantized(base) and not config.get("fan_in_fan_out")
         _check_weights(folder, None if config.get("rank_pattern") else rank, base if comparable else None)
+        if layers_only:
+            _check_layers(folder)
     elif not (folder / _PICKLED).is_file():
         raise ServerError(f"{folder} has no weights ({_SAFE} or .bin). {_TRAINED}")
     if base is not None:
@@ -134,6 +139,16 @@ def _check_weights(folder: Path, rank: int | None, base: Path | None) -> None:
             raise ServerError(
                 f"The adapter {folder} was trained on another model: {base} has no layer {missing}. {_SERVE_ITS_OWN}"
             )
+
+
+def _check_layers(folder: Path) -> None:
+    matches = [_TENSOR.match(name) for name in read_header(folder / _SAFE)]
+    outside = [match["layer"] for match in matches if match and not re.search(r"\.\d+\.", match["layer"])]
+    if outside:
+        raise ServerError(
+            f"The adapter {folder} changes {outside[0]}, which vLLM's CPU build is not started for here: it would cost "
+            "every request most of its speed. Train one of the layers alone, as `target_modules='all-linear'` does."
+        )
 
 
 def _check_fingerprint(folder: Path, base: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.engine import Accelerator
+from matrix_graph.models.serving.weights import layer_matrices
 
 CPU_CONTEXT_TOKENS = 4096
 """The longest context that is taken by default on a CPU, where the cache is small and long prompts take minutes."""
@@ -110,6 +111,11 @@ def server_command(config: ServerConfig, *, model: str, port: int, device: Accel
         options += ["--max-model-len", str(context)]
     if config.enable_lora:
         options += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
+        matrices = layer_matrices(Path(model)) if device == "cpu" else []
+        if matrices:
+            # Were the output matrix among them, vLLM's CPU build would compute an adapter's share of every logit, whether
+            # one is in use or not (at 64 in flight a third of the throughput was left), and die of `prompt_logprobs`.
+            options += ["--lora-target-modules", *matrices]
     if config.command is not None:
         return [*config.command, "--model", model, *options, *config.extra_args]
     return [*_vllm(model), *options, *config.extra_args]

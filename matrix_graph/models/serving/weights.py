@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 _LONGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library takes at most."""
 _SAMPLE = 4096
+_MATRIX_SIDES = 2
+_IN_A_LAYER = re.compile(r"(?!.*\.experts\.).*\.\d+\.(?:.+\.)?(?P<matrix>[^.\d][^.]*)\.weight")
 _BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -91,6 +94,17 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def model_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a model folder; empty if its weights are not safetensors files that can be read."""
     return {name: tensor.shape for name, (_, tensor) in _model_tensors(folder).items()}
+
+
+def layer_matrices(folder: Path) -> list[str]:
+    """The last names of all matrices within the layers of a model folder, such as `q_proj`, in order and each once.
+
+    What stands outside of the layers, embeddings and the output matrix, is not among them, nor are single experts.
+    """
+    matches = [
+        _IN_A_LAYER.fullmatch(name) for name, shape in model_shapes(folder).items() if len(shape) == _MATRIX_SIDES
+    ]
+    return sorted({match["matrix"] for match in matches if match})
 
 
 def fingerprint(folder: Path) -> Fingerprint | None:
