@@ -22,7 +22,9 @@ Why it is fair: no phase profits from the cache that another one filled, since e
 prefixes of different salts apart; if the server refuses the field, that is said). Recording costs our side some 30
 microseconds a call. The serial side takes prompts of the same kinds and lengths, with the same token limits, from the
 run's own records; where it is open what a call of the released code is like, the cheapest kind stands for it; its
-fixed sleeps (about 8 s a scene), its waits for locks and its repeated questions are left out, in its favour.
+fixed sleeps (about 8 s a scene), its waits for locks and its repeated questions are left out, in its favour. It asks
+for no JSON schemas, so its replies are as long as the model makes them, within the same limits. What it would take if
+our schemas cut them short, which it never had, is printed as well.
 
 Last, why prompts hit the cache: the prompts of a few scenes are sent once more, as they were and with what is new put
 first, the same text in another order; the hit rate of both is printed.
@@ -341,24 +343,30 @@ async def serially(
     report.say("calls per scene of the released code", number)
     for what, count, purposes in calls:
         print(f"    {count:3d}  {what}: like ours for {', '.join(dict.fromkeys(purposes))}")
-    began = time.monotonic()
-    async with watched(model) as phase:
-        for trace in nearest:
-            bodies = [with_fields(body, salts.named("serial")) for body in released_scene(trace, traces, calls)]
-            await send_flat(model.base_url, _key(model), bodies, 1)
-    seconds = (time.monotonic() - began) / len(nearest)
     generated = fmean(trace.usage.output_tokens for trace in traces)
     ours = 3600 * speed / generated
-    report.say("serial: prompt tokens per scene", (phase.grown("prompt_tokens") or 0.0) / len(nearest))
-    report.say("serial: generated tokens per scene", (phase.grown("generation_tokens") or 0.0) / len(nearest))
-    report.say("serial: seconds per scene", seconds)
-    report.say("serial: scenes per hour", 3600 / seconds)
     report.say("ours: scenes per hour, steady state", ours)
     report.say("ours: scenes per hour, first request to last reply", 3600 * len(traces) / sum(p.seconds for p in parts))
-    ratio = ours * seconds / 3600
+    seconds = {}
+    for name, fields in {"free": {"structured_outputs": None}, "held to our schemas": {}}.items():
+        salt = salts.named(f"serial, {name}")
+        began = time.monotonic()
+        async with watched(model) as phase:
+            for trace in nearest:
+                bodies = [with_fields(body, {**salt, **fields}) for body in released_scene(trace, traces, calls)]
+                await send_flat(model.base_url, _key(model), bodies, 1)
+        seconds[name] = (time.monotonic() - began) / len(nearest)
+        report.say(f"serial, {name}: prompt tokens per scene", (phase.grown("prompt_tokens") or 0.0) / len(nearest))
+        report.say(
+            f"serial, {name}: generated tokens per scene", (phase.grown("generation_tokens") or 0.0) / len(nearest)
+        )
+        report.say(f"serial, {name}: seconds per scene", seconds[name])
+        report.say(f"serial, {name}: scenes per hour", 3600 / seconds[name])
+    ratio = ours * seconds["free"] / 3600
     report.check("ours / serial, scenes per hour", ratio, at_least=30.0)
     taken = sum(count for _, count, _ in released_calls(round(steps), round(reactions)))
     report.say("ours / serial, had it taken only as many steps as ours", ratio * taken / number)
+    report.say("ours / serial held to our schemas", ours * seconds["held to our schemas"] / 3600)
 
 
 # ---- why prompts hit the cache ----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import matrix_graph
 from matrix_graph.batch.questions import InputFormat
 from matrix_graph.commands.ablation import ablation
 from matrix_graph.commands.adapters import adapters
+from matrix_graph.commands.align import align
 from matrix_graph.commands.contrast import contrast
 from matrix_graph.commands.evaluate import evaluate
 from matrix_graph.commands.export import export
@@ -160,6 +161,7 @@ def status(
 app.command()(report)
 app.command()(export)
 app.command()(train)
+app.command()(align)
 
 
 @app.command()

@@ -42,6 +42,13 @@ def as_needed(config: ServerConfig) -> ServerConfig:
     return config.model_copy(update={"enable_lora": False})
 
 
+def steadfast(settings: Settings) -> Settings:
+    """For long work: a server of our own is brought back as often as it comes up again, and not five times only."""
+    if "stable_after" in settings.server.model_fields_set:
+        return settings
+    return settings.model_copy(update={"server": settings.server.model_copy(update={"stable_after": 0.0})})
+
+
 async def _reach(model: ChatVLLM, status: Callable[[str], None]) -> None:
     """Find out within seconds, rather than in the middle of a scene, that nobody answers or that the key is wrong."""
     url = re.sub(r"//[^/]*@", "//", model.base_url)

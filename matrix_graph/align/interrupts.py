@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from matrix_graph.batch.runner import StoppedError
-from matrix_graph.evaluate.carry_out import _signals
+from matrix_graph.interrupts import interrupts
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def interruptible(drain: Callable[[], None], stop: Callable[[], None], say: Call
     if threading.current_thread() is not threading.main_thread():
         yield  # signals come to the main thread alone
         return
-    with _signals(drain, stop, say) as received:
+    with interrupts(drain, stop, say) as received:
         try:
             yield
         except StoppedError as error:

@@ -27,7 +27,7 @@ from matrix_graph.align.record import (
     unchanged,
     write_align_record,
 )
-from matrix_graph.batch.folder import _changes
+from matrix_graph.batch.folder import setting_changes
 from matrix_graph.errors import ConfigError, SettingsChangedError
 from matrix_graph.records import clean
 
@@ -160,7 +160,7 @@ def _refuse_foreign(out: Path) -> None:
 def _refusal(out: Path, known: AlignRecord, settings: dict[StageName, dict[str, Any]], changed: list[StageName]) -> str:
     old: dict[str, Any] = {name: known.settings.get(name, {}) for name in changed}
     new: dict[str, Any] = {name: settings[name] for name in changed}
-    lines = [f"  {change}" for change in _changes(old, new)]
+    lines = [f"  {change}" for change in setting_changes(old, new)]
     more = [f"  and {len(lines) - _MOST_CHANGES} more"] if len(lines) > _MOST_CHANGES else []
     advice = "Give what it was begun with, or name another --out"
     if changed[0] in _REDONE:

@@ -16,7 +16,6 @@ from matrix_graph.batch.questions import InputFormat, count_rows, open_questions
 from matrix_graph.batch.rows import Rejected, Row
 from matrix_graph.batch.summary import Summary
 from matrix_graph.batch.views import run_view
-from matrix_graph.config import Settings
 from matrix_graph.traces.export.reading import Reader
 from matrix_graph.traces.report import FILE_NAME, write_report
 
@@ -80,7 +79,7 @@ async def _play(job: Job) -> Summary:
     with run_view(job.voice.console) as view:
         # These imports take a second, in which people see that it starts.
         from matrix_graph.batch.runner import Batch
-        from matrix_graph.connect import connected_model
+        from matrix_graph.connect import connected_model, steadfast
 
         async with (
             connected_model(steadfast(job.settings), view.status) as model,
@@ -102,10 +101,3 @@ async def _play(job: Job) -> Summary:
                 async for _ in batch.play():
                     pass
             return batch.progress.snapshot()
-
-
-def steadfast(settings: Settings) -> Settings:
-    """A server of our own is brought back as often as it comes up again, and not five times only."""
-    if "stable_after" in settings.server.model_fields_set:
-        return settings
-    return settings.model_copy(update={"server": settings.server.model_copy(update={"stable_after": 0.0})})

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from matrix_graph.align.exporting import answer_rows
 from matrix_graph.align.interrupts import interruptible
 from matrix_graph.align.job import Job
-from matrix_graph.align.playing import steadfast
 from matrix_graph.align.target import endpoint_of
 from matrix_graph.config import Settings
 from matrix_graph.errors import ConfigError, ModelError
@@ -38,7 +37,7 @@ async def serve(job: Job) -> AsyncIterator[ChatVLLM]:
     Raises:
         MatrixGraphError: the server cannot be started or reached, or refuses the adapter.
     """
-    from matrix_graph.connect import connected_model
+    from matrix_graph.connect import connected_model, steadfast
     from matrix_graph.evaluate.adapters import load_adapters, require_served
 
     folder = check_adapter_folder(job.adapter, max_rank=None)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from matrix_graph.batch.views import run_view
 from matrix_graph.batch.words import final, status_lines
 from matrix_graph.config import Settings, explain
 from matrix_graph.errors import ConfigError, MatrixGraphError
+from matrix_graph.interrupts import interrupts
 from matrix_graph.records import Cast
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_questions(
@@ -114,9 +112,9 @@ async def _run(
     with run_view(console) as view:
         # These imports take a second, in which people see that it starts.
         from matrix_graph.batch.runner import Batch, StoppedError
-        from matrix_graph.connect import connected_model
+        from matrix_graph.connect import connected_model, steadfast
 
-        async with connected_model(_steadfast(settings), view.status) as model:
+        async with connected_model(steadfast(settings), view.status) as model:
             async with Batch(
                 _from_thread(questions, format),
                 model,
@@ -129,7 +127,7 @@ async def _run(
             ) as batch:
                 _count(questions, format, batch.progress)
                 collect_garbage_rarely()
-                with _signals(batch.drain, batch.stop, view.status) as received:
+                with interrupts(batch.drain, batch.stop, view.status) as received:
                     stopped_by, error = None, None
                     try:
                         async for _ in batch.play():
@@ -142,43 +140,6 @@ async def _run(
     for line in final(summary, out):
         console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
     return summary, stopped_by, error
-
-
-def _steadfast(settings: Settings) -> Settings:
-    """A server of our own is brought back as often as it comes up again, and not five times only."""
-    if "stable_after" in settings.server.model_fields_set:
-        return settings
-    return settings.model_copy(update={"server": settings.server.model_copy(update={"stable_after": 0.0})})
-
-
-class _signals:
-    """SIGINT or SIGTERM once drains, twice stops; yields the numbers of those that came."""
-
-    def __init__(self, drain: Callable[[], None], stop: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._actions = (drain, stop)
-        self._say = say
-        self._received: list[int] = []
-
-    def __enter__(self) -> list[int]:
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._come, number)
-        return self._received
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-
-    def _come(self, number: int) -> None:
-        self._received.append(number)
-        name = signal.Signals(number).name
-        if len(self._received) == 1:
-            self._say(f"{name}: no new scenes begin; those in flight finish first. Once more stops at once.")
-            self._actions[0]()
-        else:
-            self._say(f"{name} again: stopping at once. What was in flight is played again by the next run.")
-            self._actions[1]()
 
 
 def _count(questions: Path, format: InputFormat, progress: Progress) -> None:
@@ -222,7 +183,3 @@ async def _from_thread(questions: Path, format: InputFormat) -> AsyncIterator[Ro
         if isinstance(item, Exception):
             raise item
         yield item
-
-
-if sys.platform == "win32":  # pragma: no cover
-    _SIGNALS = ()  # an event loop takes none there; Ctrl-C stops at once

@@ -242,7 +242,7 @@ class RunFolder:
                     "Use another --out, or --force-new-settings to go on here under the present ones."
                 ) from error
             else:
-                changes = _changes(old, json.loads(content))
+                changes = setting_changes(old, json.loads(content))
                 if not changes:
                     return
                 raise SettingsChangedError(
@@ -279,7 +279,7 @@ def _canonical(content: object) -> str:
     return json.dumps(cleaned, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def setting_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs, as `name: old -> new`; compared as JSON, since that is what decides a question's identity."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [

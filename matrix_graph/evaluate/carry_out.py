@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from matrix_graph.evaluate.options import JUDGE_KEY_VARIABLE
+from matrix_graph.interrupts import interrupts
 from matrix_graph.options import settings_from
 
 if TYPE_CHECKING:
@@ -118,13 +119,13 @@ async def _watched(
     options: dict[str, Any],
 ) -> Outcome:
     from matrix_graph.batch.runner import StoppedError
-    from matrix_graph.connect import connected_model
+    from matrix_graph.connect import connected_model, steadfast
     from matrix_graph.evaluate.adapters import load_adapters, require_served
     from matrix_graph.evaluate.progress import ProgressView
     from matrix_graph.evaluate.runner import Evaluation
 
     with ProgressView(console) as view:
-        async with connected_model(_with_adapters(settings, roster), view.status) as model:
+        async with connected_model(steadfast(_with_adapters(settings, roster)), view.status) as model:
             if settings.base_url is not None:
                 await load_adapters(model, roster.adapters)
             await require_served(model, roster.served)
@@ -140,7 +141,7 @@ async def _watched(
                 on_progress=view.show,
                 **options,
             ) as evaluation:
-                with _signals(evaluation.drain, evaluation.stop, view.status) as received:
+                with interrupts(evaluation.drain, evaluation.stop, view.status, what="answers") as received:
                     try:
                         await evaluation.run()
                     except StoppedError as error:
@@ -151,46 +152,8 @@ async def _watched(
 
 
 def _with_adapters(settings: Settings, roster: Roster) -> Settings:
-    """Our own server loads adapters as it starts, and is brought back as often as it comes up again."""
+    """Our own server loads adapters as it starts."""
     server = settings.server
     if roster.adapters:
         server = server.model_copy(update={"adapters": {**server.adapters, **roster.adapters}})
-    if "stable_after" not in server.model_fields_set:
-        server = server.model_copy(update={"stable_after": 0.0})
     return settings.model_copy(update={"server": server})
-
-
-class _signals:
-    """SIGINT or SIGTERM once drains, twice stops; yields the numbers of those that came."""
-
-    def __init__(self, drain: Callable[[], None], stop: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._actions, self._say = (drain, stop), say
-        self._received: list[int] = []
-
-    def __enter__(self) -> list[int]:
-        import asyncio
-        import signal
-        import sys
-
-        if sys.platform != "win32":  # an event loop takes none there; Ctrl-C stops at once
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self._come, number)
-        return self._received
-
-    def __exit__(self, *_: object) -> None:
-        import asyncio
-        import signal
-        import sys
-
-        if sys.platform != "win32":
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _come(self, number: int) -> None:
-        self._received.append(number)
-        if len(self._received) == 1:
-            self._say("Stopping: nothing new begins; what is in flight finishes first. Once more stops at once.")
-            self._actions[0]()
-        else:
-            self._say("Stopping at once. What was in flight is done again by the next run.")
-            self._actions[1]()

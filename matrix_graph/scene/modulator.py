@@ -57,7 +57,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         unjudged = [_unjudged(state, action) for action in actions]
         return {**_settle(stage, state, actions, unjudged), "round": round}
     start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
-    header = _header(state, actions)
+    header = _header(state, actions, anew=True)
     asked = [_question(position, action, _others(state, action["role"])) for position, action in enumerate(actions)]
     dialogue, calls = await stage.fitted(
         state["modulator"] or chat.begin(start),
@@ -68,6 +68,8 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         role=None,
         round=round,
     )
+    if not calls and _objects_told(state) == state["objects"]:
+        header = _header(state, actions, anew=False)
     answers = await asyncio.gather(
         *(
             _judge(stage, state, chat.say(dialogue, f"{header}\n\n{question}")["messages"], action)
@@ -191,13 +193,24 @@ def _left_over(state: SceneState) -> dict[str, list[Unread]]:
     return {name: list(unread) for name, unread in state["inbox"].items() if name not in told}
 
 
-def _header(state: SceneState, actions: list[Action]) -> str:
-    return fill(
-        "modulator",
-        "round",
-        objects="\n".join(f"- {name}: {condition}" for name, condition in state["objects"].items()) or "-",
-        actions="\n".join(f"{n}. {action['role']}: {action['action']}" for n, action in enumerate(actions, 1)),
-    )
+def _header(state: SceneState, actions: list[Action], *, anew: bool) -> str:
+    numbered = "\n".join(f"{n}. {action['role']}: {action['action']}" for n, action in enumerate(actions, 1))
+    if not anew:
+        return fill("modulator", "round_as_before", actions=numbered)
+    objects = "\n".join(f"- {name}: {condition}" for name, condition in state["objects"].items()) or "-"
+    return fill("modulator", "round", objects=objects, actions=numbered)
+
+
+def _objects_told(state: SceneState) -> dict[str, str] | None:
+    """The objects as the modulator was told of them last, before its last round; None: there was none."""
+    if not state["events"]:
+        return None
+    told = {thing["name"]: thing["state"] for thing in _cast(state)["objects"]}
+    last = state["events"][-1]["round"]
+    for event in state["events"]:
+        if event["round"] < last:
+            told |= {change["object"]: change["after"] for change in event["changes"]}
+    return told
 
 
 def _question(position: int, action: Action, others: list[str]) -> str:
@@ -221,18 +234,23 @@ def _remembered(dialogue: Dialogue, header: str, actions: list[Action], answers:
     """
     judged = next((n for n, answer in enumerate(answers) if answer.problem is None), None)
     remembered = chat.say(dialogue, header) if judged is None else chat.answered(dialogue, answers[judged])
-    others = [
+    others = [pair for position, pair in enumerate(zip(actions, answers, strict=True)) if position != judged]
+    if not others:
+        return remembered
+    lines = [
         fill(
             "modulator",
-            "void" if answer.value is None else "happened" if answer.value.plausible else "refused",
-            number=position + 1,
+            "void" if answer.value is None else "refused",
+            number=actions.index(action) + 1,
             role=action["role"],
             reason="" if answer.value is None else " ".join(answer.value.reason.split()),
         )
-        for position, (action, answer) in enumerate(zip(actions, answers, strict=True))
-        if position != judged
+        for action, answer in others
+        if answer.value is None or not answer.value.plausible
     ]
-    return chat.say(remembered, fill("modulator", "outcomes", outcomes="\n".join(others))) if others else remembered
+    if len(lines) < len(others):
+        lines.append(fill("modulator", "rest_happened" if lines else "happened"))
+    return chat.say(remembered, fill("modulator", "outcomes", outcomes="\n".join(lines)))
 
 
 def _chosen(name: str, allowed: list[str], field: str) -> str:

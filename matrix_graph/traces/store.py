@@ -119,7 +119,7 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
     Raises:
         TraceError: no such file, a line that is no trace (with its number), or a newer schema than this version reads.
     """
-    for _, trace in _entries(path, _parse):
+    for _, trace in line_entries(path, _parse):
         yield trace
 
 
@@ -138,7 +138,7 @@ def trace_heads(path: str | Path) -> Iterator[Head]:
     Raises:
         TraceError: as `read_traces`.
     """
-    for end, (id, status) in _entries(path, line_head):
+    for end, (id, status) in line_entries(path, line_head):
         yield Head(id, status, end)
 
 
@@ -154,11 +154,11 @@ def line_head(line: bytes) -> tuple[str, Status]:
     if match is None or not line.endswith((b"}\n", b"}")):
         trace = _parse(line)
         return trace.id, trace.status
-    _refuse_newer(int(match["version"]))
+    refuse_newer(int(match["version"]))
     return match["id"].decode(), typed(Status, match["status"].decode())
 
 
-def _entries(path: str | Path, parse: Callable[[bytes], _Entry]) -> Iterator[tuple[int, _Entry]]:
+def line_entries(path: str | Path, parse: Callable[[bytes], _Entry]) -> Iterator[tuple[int, _Entry]]:
     """What the lines hold, each after the offset in bytes at which its line ends."""
     file_path = Path(path)
     if file_path.is_dir():
@@ -188,20 +188,26 @@ def _parse(line: bytes) -> Trace:
         trace = Trace.model_validate_json(line)
     except ValidationError:
         # A newer schema is the likelier reason for a misfit than a broken file, and asks for another remedy.
-        _refuse_newer(_version(line))
+        refuse_newer(version_of(line))
         raise
-    _refuse_newer(trace.schema_version)
+    refuse_newer(trace.schema_version)
     return trace
 
 
-def _refuse_newer(version: object) -> None:
+def refuse_newer(version: object) -> None:
+    """Refuses a trace of a newer release.
+
+    Raises:
+        TraceError: the schema version is newer than this release reads.
+    """
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise TraceError(
             f"its schema version is {version}; this release reads up to {SCHEMA_VERSION}. Update matrix-graph."
         )
 
 
-def _version(line: bytes) -> object:
+def version_of(line: bytes) -> object:
+    """The schema version that a line states, unchecked; None if it states none."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

@@ -132,9 +132,11 @@ def objects(trace: Trace) -> None:
     assert states == trace.object_states
     for call in trace.calls:
         if call.purpose == "judge" and call.round in begins:
-            lines = call.messages[-1].content.splitlines()
+            lines = [line for message in call.messages[1:] for line in message.content.splitlines()]
             for name, state in begins[call.round].items():
-                assert f"- {name}: {state}" in lines, f"the modulator was not told that {name} is {state}"
+                told = [line for line in lines if line.startswith(f"- {name}: ")]
+                assert told, f"the modulator was not told how {name} stands"
+                assert told[-1] == f"- {name}: {state}", f"the modulator was not told that {name} is {state}"
 
 
 def _edited(states: dict[str, str], edits: list[Edit], before: int | None) -> None:

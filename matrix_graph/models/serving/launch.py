@@ -113,8 +113,8 @@ def server_command(config: ServerConfig, *, model: str, port: int, device: Accel
         options += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
         matrices = layer_matrices(Path(model)) if device == "cpu" else []
         if matrices:
-            # Were the output matrix among them, vLLM's CPU build would compute an adapter's share of every logit, whether
-            # one is in use or not (at 64 in flight a third of the throughput was left), and die of `prompt_logprobs`.
+            # With the output matrix among them, vLLM's CPU build would compute an adapter's share of every logit, used
+            # or not (64 requests in flight kept a third of their throughput), and would die of `prompt_logprobs`.
             options += ["--lora-target-modules", *matrices]
     if config.command is not None:
         return [*config.command, "--model", model, *options, *config.extra_args]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from matrix_graph.traces.export.hashing import Digest
 from matrix_graph.traces.export.scenes import Scene, parse_scene
-from matrix_graph.traces.store import FILE_NAME, _entries
+from matrix_graph.traces.store import FILE_NAME, line_entries
 
 _MOST_VALUES = 16
 """Different models, and different settings, that are told of."""
@@ -57,7 +57,7 @@ class Reader:
                 return scene
 
             end = 0
-            for end, scene in _entries(path, parse):
+            for end, scene in line_entries(path, parse):
                 statuses[scene["status"]] += 1
                 self._remember(scene)
                 if self._watch is not None:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from matrix_graph.errors import TraceError
 from matrix_graph.records import SCHEMA_VERSION, Call, Purpose, Status, Trace
-from matrix_graph.traces.store import _refuse_newer, _version
+from matrix_graph.traces.store import refuse_newer, version_of
 
 OLDEST_VERSION = 1
 """The oldest schema that can be read: the first that was released. Later ones only added keys that may be absent."""
@@ -75,10 +75,10 @@ def parse_scene(line: bytes) -> Scene:
     try:
         scene = _SCENE.validate_json(line)
     except ValidationError:
-        _refuse_newer(_version(line))
+        refuse_newer(version_of(line))
         raise
     version = scene.get("schema_version", SCHEMA_VERSION)
-    _refuse_newer(version)
+    refuse_newer(version)
     if version < OLDEST_VERSION:
         raise TraceError(
             f"its schema version is {version}; this release reads {OLDEST_VERSION} to {SCHEMA_VERSION}. "
