@@ -28,7 +28,7 @@ check: $(VENV)/.dev ## Format, lint and strict types; changes nothing.
 
 unit: $(VENV)/.dev ## Unit tests: no sockets, under a minute.
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest tests/unit
+	$(BIN)/coverage run -m pytest tests/unit -n 2
 
 integration: $(VENV)/.dev $(VENV)/.train ## Integration tests: real processes and real HTTP; with the unit tests at least 90% coverage.
 	$(BIN)/coverage run -m pytest tests/integration

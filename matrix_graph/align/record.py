@@ -8,6 +8,7 @@ disk; a file is known by its size and its SHA-256, traces, which may be many gig
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -120,7 +121,8 @@ def write_align_record(folder: Path, record: AlignRecord) -> None:
     """
     record.updated_at = datetime.now(UTC)
     try:
-        replace_file(folder / RECORD_NAME, clean(record.model_dump_json(indent=2)).encode() + b"\n", sync=True)
+        content = json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2)
+        replace_file(folder / RECORD_NAME, clean(content).encode() + b"\n", sync=True)
     except OSError as error:
         raise ConfigError(
             f"{folder / RECORD_NAME} cannot be written: {error.strerror or error}. Make room, and give the same "

@@ -10,7 +10,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import IO, cast
 
 from rich.console import Console
 
@@ -35,7 +35,9 @@ class Voice:
         self._prefix = f"{number} of {of}, {name}: "
         if not whole.is_terminal:
             named = NamedLines(whole.file, self._prefix)
-            self.console = Console(file=named, width=whole.width, force_terminal=False, force_jupyter=False)
+            self.console = Console(
+                file=cast(IO[str], named), width=whole.width, force_terminal=False, force_jupyter=False
+            )
         try:
             yield
         finally:
@@ -55,7 +57,7 @@ class NamedLines(io.TextIOBase):
         prefix: what stands before each.
     """
 
-    def __init__(self, stream: TextIO, prefix: str) -> None:
+    def __init__(self, stream: IO[str], prefix: str) -> None:
         self._stream, self._prefix = stream, prefix
         self._writing = threading.Lock()
         self._begun = False

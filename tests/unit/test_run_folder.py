@@ -454,7 +454,7 @@ def test_changed_settings_are_refused_and_listed(tmp_path: Path) -> None:
 def test_settings_are_the_same_exactly_if_they_give_the_same_identity(old: Any, new: Any) -> None:
     before, after = (json.loads(folder_module._canonical(settings)) for settings in (old, new))
     same = identity("q", None, old) == identity("q", None, new)
-    assert (not folder_module._changes(before, after)) == same
+    assert (not folder_module.setting_changes(before, after)) == same
 
 
 def test_new_settings_can_be_forced(tmp_path: Path) -> None:
