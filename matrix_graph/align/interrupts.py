@@ -42,6 +42,8 @@ def interruptible(drain: Callable[[], None], stop: Callable[[], None], say: Call
             yield
         except StoppedError as error:
             raise AlignStoppedError(str(error), signal=received[0] if received else 15) from error
+        if received:  # what was in flight was all that there was left
+            raise AlignStoppedError("It was stopped on request.", signal=received[0])
 
 
 def run_here(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -202,7 +202,8 @@ class ModelServer:
     async def _models(self, _: web.Request) -> web.Response:
         cards = [{"id": name, "object": "model", "max_model_len": self.max_model_len} for name in self.models]
         cards += [
-            {"id": name, "object": "model", "max_model_len": None, "root": path} for name, path in self.adapters.items()
+            {"id": name, "object": "model", "max_model_len": None, "root": path, "parent": self.models[0]}
+            for name, path in self.adapters.items()
         ]
         return web.json_response({"object": "list", "data": cards})
 
