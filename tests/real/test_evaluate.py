@@ -25,8 +25,8 @@ from matrix_graph.models.server import ServerConfig, VLLMServer
 
 FLOAT32_TOLERANCE = 1e-3
 """Nats, of a text's sum."""
-BFLOAT16_TOLERANCE = 0.05
-"""Nats a token: bfloat16 keeps three digits, and the two engines round in different places."""
+BFLOAT16_TOLERANCE = 0.125
+"""Nats a token: the distance of two bfloat16 numbers between 16 and 32, where this model's logits are."""
 TEXTS: tuple[ScoredText, ...] = ("chosen", "rejected", "reference")
 QUESTIONS = [
     Question(id="tea", question="How do I make tea?", chosen="Boil water, pour it over the leaves and wait.",
