@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from matrix_graph.models import engine
-from matrix_graph.models.server import VLLMServer
+from matrix_graph.models.server import ServerConfig, VLLMServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,5 +20,8 @@ def server() -> Iterator[VLLMServer]:
     """A ready server: `base_url`, `api_key`, `model_name`. A test may kill its engine: it comes back."""
     if not engine.engine_installed():
         pytest.fail(f"tests/real needs a real engine. {engine.missing_engine_message()}")
-    with VLLMServer(on_status=lambda line: print(f"vLLM: {line}", flush=True)) as running:
+    # A model this small keeps to the parameters of a tool only if it is held to them.
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--tool-strict-level", "parameter")
+    config = ServerConfig(extra_args=tools)
+    with VLLMServer(config=config, on_status=lambda line: print(f"vLLM: {line}", flush=True)) as running:
         yield running

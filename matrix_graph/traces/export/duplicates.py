@@ -11,10 +11,9 @@ in scripts without spaces are compared by their characters; case and punctuation
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 from zlib import crc32
@@ -27,6 +26,9 @@ _BANDS = 5
 """Keys by which rows that may be alike are found: of texts alike by nine tenths, one in 4,000 pairs shares none."""
 _MOST_CANDIDATES = 16
 """Rows that are compared with, the latest first, for each key: some words stand in thousands of rows."""
+_CANDIDATES = f"SELECT * FROM (SELECT id FROM bands WHERE key = ? ORDER BY id DESC LIMIT {_MOST_CANDIDATES})"
+_MOST_VALUES = 500
+"""In one order to the database."""
 _PUNCTUATION = b".,;:!?\"'()[]{}*_`~-"
 _LONGEST_WORD = 20
 """Characters a word on average; texts with longer ones have no spaces between words."""
@@ -69,12 +71,24 @@ class DuplicateFilter:
             self._base.close()
             self._base = None
 
-    def is_duplicate(self, texts: Iterable[str]) -> bool:
-        """Whether these very texts, in this order, were there before; from now on they were."""
-        whole = "\x00".join(texts).encode("utf-8", "surrogatepass")
-        # 64 bits: among a hundred million rows, one is dropped wrongly once in some 4,000 exports.
-        key = int.from_bytes(hashlib.sha256(whole).digest()[:8], "big", signed=True)
-        return self._run("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 0
+    def duplicates(self, rows: Sequence[tuple[str, ...]]) -> list[bool]:
+        """Of each row, whether its very texts, in this order, were there before; from now on they were."""
+        if not rows:
+            return []
+        # Python's own hash has 64 bits and a key of its own in each process, which decides nothing but where rows are
+        # kept: among a hundred million rows, one is dropped wrongly once in some 4,000 exports.
+        keys = [hash(texts) for texts in rows]
+        new: set[int] = set()
+        for first in range(0, len(keys), _MOST_VALUES):
+            some = keys[first : first + _MOST_VALUES]
+            places = ",".join(["(?)"] * len(some))
+            kept = self._run(f"INSERT OR IGNORE INTO seen VALUES {places} RETURNING key", some)
+            new.update(key for (key,) in kept)
+        was_there = []
+        for key in keys:
+            was_there.append(key not in new)
+            new.discard(key)  # a second one of the same rows was there before, too
+        return was_there
 
     def is_near_duplicate(self, question: str, answer: str) -> bool:
         """Whether there was nearly this question with nearly this answer before; if not, from now on there was.
@@ -87,11 +101,8 @@ class DuplicateFilter:
         bands = {
             first << 32 | second for first, second in zip(_representatives(asked), _representatives(said), strict=True)
         }
-        found: set[int] = set()
         keys = [band - (1 << 63) for band in bands]
-        for key in keys:
-            rows = self._run("SELECT id FROM bands WHERE key = ? ORDER BY id DESC LIMIT ?", (key, _MOST_CANDIDATES))
-            found.update(number for (number,) in rows)
+        found = {number for (number,) in self._run(" UNION ALL ".join([_CANDIDATES] * len(keys)), keys)}
         for number in found:
             blobs = self._run("SELECT asked, said FROM sketches WHERE id = ?", (number,)).fetchone()
             pairs = zip((said, asked), (blobs[1], blobs[0]), strict=True)
@@ -100,11 +111,11 @@ class DuplicateFilter:
         self._rows += 1
         kept = (self._rows, array("I", asked).tobytes(), array("I", said).tobytes())
         self._run("INSERT INTO sketches VALUES (?, ?, ?)", kept)
-        for key in keys:
-            self._run("INSERT INTO bands VALUES (?, ?)", (key, self._rows))
+        places = ",".join(["(?, ?)"] * len(keys))
+        self._run(f"INSERT INTO bands VALUES {places}", [value for key in keys for value in (key, self._rows)])
         return False
 
-    def _run(self, order: str, values: tuple[int | bytes, ...]) -> sqlite3.Cursor:
+    def _run(self, order: str, values: Sequence[int | bytes]) -> sqlite3.Cursor:
         if self._base is None:
             raise ValueError("The filter is not open; use it within `with`.")
         try:

@@ -194,7 +194,7 @@ class _Hashed(io.RawIOBase):
     def write(self, content: Any) -> int:
         if self._pretends:
             return len(content)
-        self._digest.update(bytes(content))
+        self._digest.update(content if isinstance(content, bytes) else bytes(content))
         written = self._file.write(content)
         self._size += written
         return written

@@ -222,33 +222,37 @@ class _Export:
 
     def _kept(self, seen: DuplicateFilter) -> Iterator[Piece]:
         """The pieces that nothing speaks against."""
-        for piece in self._pieces():
-            reason = self._objection(piece, seen)
-            if reason is None:
-                yield piece
-            else:
-                self._dropped.add(reason)
+        for batch in self._batches():
+            whole = [piece for piece in batch if self.options.cut_off or not piece.cut_off]
+            if len(whole) < len(batch):
+                self._dropped.add("cut off at a token limit", len(batch) - len(whole))
+            texts = [] if self.options.keep_duplicates else [_texts(piece) for piece in whole]
+            was_there = seen.duplicates(texts) or [False] * len(whole)
+            for piece, duplicate in zip(whole, was_there, strict=True):
+                reason = "duplicate" if duplicate else self._objection(piece, seen)
+                if reason is None:
+                    yield piece
+                else:
+                    self._dropped.add(reason)
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _batches(self) -> Iterator[list[Piece]]:
+        """All pieces, those of a scene together."""
         if self._helpful is not None:
-            yield from helpful_pieces(self._helpful)
+            for piece in helpful_pieces(self._helpful):
+                yield [piece]
         options = self.options
         parts, pairs = options.chosen_parts, options.format is ExportFormat.preference
         for run, scene in self.reader.scenes():
             if scene["status"] == "blocked" and not options.takes_blocked:
                 self._dropped.add("scene that was blocked")
                 continue
-            yield from pieces(scene, parts, self._dropped, by_call=options.by_call, pairs=pairs, run=run)
+            yield list(pieces(scene, parts, self._dropped, by_call=options.by_call, pairs=pairs, run=run))
 
     def _objection(self, piece: Piece, seen: DuplicateFilter) -> str | None:
         options = self.options
-        if piece.cut_off and not options.cut_off:
-            return "cut off at a token limit"
-        if not options.keep_duplicates:
-            texts = [piece.kind, *(message["content"] for message in piece.messages), piece.rejected]
-            if seen.is_duplicate(texts):
-                return "duplicate"
-            if piece.kind in _QUESTION_AND_ANSWER and seen.is_near_duplicate(texts[1], texts[2]):
+        if piece.kind in _QUESTION_AND_ANSWER and not options.keep_duplicates:
+            asked, said = (message["content"] for message in piece.messages[:2])
+            if seen.is_near_duplicate(asked, said):
                 return "near duplicate"
         if self._tokenizer is not None:
             length = self._tokenizer.length(piece)
@@ -289,6 +293,11 @@ class _Export:
         if held is not None and not held.rows:
             warnings.append(f"No question fell to validation; {held.path.name} is not written. Give a larger share.")
         return warnings
+
+
+def _texts(piece: Piece) -> tuple[str, ...]:
+    """All by which a piece is known."""
+    return (piece.kind, *[message["content"] for message in piece.messages], piece.rejected)
 
 
 def _parts(scene: bool) -> Parts:
