@@ -24,11 +24,11 @@ BUNDLED_NOTE = (
     "small to be judged for what it says. Name a model of your own with --model."
 )
 
-_SERVER_SECONDS = 55.0
-_SCENE_SECONDS = 12.0
-_TRAINING_SECONDS = 25.0
-_ROW_SECONDS = 0.8
-_ANSWER_SECONDS = 1.5
+_SERVER_SECONDS = 35.0
+_SCENE_SECONDS = 6.0
+_TRAINING_SECONDS = 10.0
+_ROW_SECONDS = 1.0
+_ANSWER_SECONDS = 2.3
 
 
 def estimate(name: StageName, job: Job, questions: int | None) -> float | None:

@@ -141,8 +141,10 @@ def sketch(text: str) -> list[int]:
 def _representatives(hashes: list[int]) -> list[int]:
     """The smallest hash of each residue class: two texts share each with the probability by which they are alike."""
     smallest: dict[int, int] = {}
-    for hash in reversed(hashes):
-        smallest[hash % _BANDS] = hash
+    for hash in hashes:
+        smallest.setdefault(hash % _BANDS, hash)
+        if len(smallest) == _BANDS:
+            break
     return [smallest.get(at, 0) for at in range(_BANDS)]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple, Protocol
 
-from pydantic_core import PydanticSerializationError, to_json
+from orjson import JSONEncodeError, dumps
 
 from matrix_graph.errors import ExportError, PrerequisiteError
 from matrix_graph.traces.export.hashing import Digest
@@ -23,7 +23,7 @@ from matrix_graph.traces.export.options import FileType, Row
 from matrix_graph.traces.export.shapes import Column
 
 _BUFFER = 1 << 20
-_FAULTS = (OSError, UnicodeEncodeError, PydanticSerializationError)
+_FAULTS = (OSError, UnicodeEncodeError, JSONEncodeError)
 _GROUP_BYTES = 16_000_000
 """Text in a row group of a Parquet file; so much is held in memory."""
 
@@ -89,7 +89,7 @@ class DataFile:
             if path.exists() and not path.is_file():
                 # A file is put in its place in the end, which would be the end of a device or a pipe.
                 raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
-            self._file = _Hashed(self._part.open("wb", buffering=_BUFFER))
+            self._file = _Hashed(self._part.open("wb"))
             self._rows: RowFile = _ParquetRows(self._file, columns, parquet) if parquet else _JsonRows(self._file)
 
     @property
@@ -222,13 +222,23 @@ class _JsonRows:
     def __init__(self, file: _Hashed) -> None:
         self.rows = 0
         self._file = file
+        self._held: list[bytes] = []
+        self._bytes = 0
 
     def write(self, row: Row) -> None:
-        self._file.write(to_json(row) + b"\n")
+        line = dumps(row)
+        self._held.append(line)
+        self._bytes += len(line)
         self.rows += 1
+        if self._bytes >= _BUFFER:
+            self.end()
 
     def end(self) -> None:
-        pass
+        if self._held:
+            self._held.append(b"")
+            content = b"\n".join(self._held)
+            self._held, self._bytes = [], 0
+            self._file.write(content)
 
 
 class _ParquetRows:
@@ -242,7 +252,7 @@ class _ParquetRows:
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
 
     def write(self, row: Row) -> None:
-        self._bytes += len(to_json(row))
+        self._bytes += len(dumps(row))
         self._held.append(row)
         self.rows += 1
         if self._bytes >= _GROUP_BYTES:

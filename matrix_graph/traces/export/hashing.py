@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 
-_BATCH = 1 << 21
+_BATCH = 1 << 19
 """Bytes. Python's lock is let go once a batch; with small batches the threads would wait for each other."""
 
 

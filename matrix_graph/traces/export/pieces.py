@@ -24,7 +24,7 @@ _HUMAN = "human"
 _TURNS = ["user", "assistant"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """One example, before it is given the shape of a format.
 
@@ -117,15 +117,17 @@ def _answer(scene: Scene, dropped: Dropped, pairs: bool, run: str) -> Iterator[P
 
 def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str) -> Iterator[Piece]:
     others = players(scene)
+    wanted = {kind for kind, part in _PARTS.items() if part in parts}
     spoken: list[tuple[SpokenCall, Kind, str]] = []
     for call in scene["calls"]:
-        kind, speaker = _kind(call)
-        if kind is None or _PARTS[kind] not in parts:
+        purpose = call["purpose"]
+        kind = ("role" if call["role"] else "modulator") if purpose == "recap" else _KINDS.get(purpose)
+        if kind is None or kind not in wanted:
             continue
         if is_players(call, others):
             dropped.add("a person's or an agent's turn")
         elif call.get("error") is None and call["completion"].strip():
-            spoken.append((call, kind, speaker))
+            spoken.append((call, kind, (call["role"] or "") if kind == "role" else ""))
     own = {call["completion"] for call, _, _ in spoken}
     steps = {json.dumps({"action": step}, ensure_ascii=False) for step in (scene["cast"] or {}).get("plan", ())}
     whole = set(range(len(spoken))) if by_call else _whole(spoken)
@@ -138,9 +140,15 @@ def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str
             continue
         taught = [len(messages) - 1]
         if kind in _DIALOGUES and not by_call:
-            said = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-            taught = [at for at in said if messages[at]["content"] in own]
-            if any(at not in taught and messages[at]["content"] not in steps for at in said):
+            taught = []
+            foreign = False
+            for at, message in enumerate(messages):
+                if message["role"] == "assistant":
+                    if message["content"] in own:
+                        taught.append(at)
+                    elif message["content"] not in steps:
+                        foreign = True
+            if foreign:
                 dropped.add("dialogue with somebody else's words")
                 continue
         yield Piece(
@@ -163,20 +171,17 @@ _PARTS: dict[Kind, Include] = {
     "cast": Include.cast,
     "consequence": Include.consequences,
 }
-_DIALOGUES = ("role", "modulator")
-
-
-def _kind(call: SpokenCall) -> tuple[Kind | None, str]:
-    """What a call is part of, and which role speaks in it."""
-    if call["purpose"] == "act" or (call["purpose"] == "recap" and call["role"]):
-        return "role", call["role"] or ""
-    if call["purpose"] in ("judge", "recap"):
-        return "modulator", ""
-    if call["purpose"] == "cast":
-        return "cast", ""
+_KINDS: dict[str, Kind] = {
+    "act": "role",
+    "judge": "modulator",
+    "cast": "cast",
     # What the scene did to people, and the answer that follows from it. What single actions did stands in the
     # modulator's judgements; the draft is not taught, since the answer is there to replace it.
-    return ("consequence", "") if call["purpose"] in ("reflect", "revise") else (None, "")
+    "reflect": "consequence",
+    "revise": "consequence",
+}
+"""What a call is part of; a recap is part of its speaker's dialogue."""
+_DIALOGUES = ("role", "modulator")
 
 
 def _whole(spoken: list[tuple[SpokenCall, Kind, str]]) -> set[int]:
@@ -200,8 +205,8 @@ def _whole(spoken: list[tuple[SpokenCall, Kind, str]]) -> set[int]:
 
 def _takes_turns(messages: Chat) -> bool:
     """Whether user and assistant alternate, as chat templates want it, after a system message or none."""
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
+    first = 1 if messages[0]["role"] == "system" else 0
+    turns = [message["role"] for message in messages[first:]]
     return len(turns) % 2 == 0 and turns == _TURNS * (len(turns) // 2)
 
 
@@ -222,4 +227,4 @@ def is_players(call: SpokenCall, others: frozenset[str]) -> bool:
     """
     if call.get("author", "model") != "model":
         return True
-    return call["purpose"] in ("act", "recap") and (call["model"] == _HUMAN or call["role"] in others)
+    return (call["model"] == _HUMAN or call["role"] in others) and call["purpose"] in ("act", "recap")

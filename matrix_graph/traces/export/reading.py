@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -39,6 +40,8 @@ class Reader:
         self.sources: list[Source] = []
         self.models: Counter[str] = Counter()
         self.settings: Counter[str] = Counter()
+        self._latest: dict[str, Any] | None = None
+        self._settings = ""
 
     def scenes(self) -> Iterator[tuple[str, Scene]]:
         """Every scene, with the name of its run.
@@ -69,7 +72,10 @@ class Reader:
     def _remember(self, scene: Scene) -> None:
         for model in {call["model"] for call in scene["calls"]}:
             _count(self.models, model)
-        _count(self.settings, json.dumps(scene["settings"], sort_keys=True))
+        if scene["settings"] != self._latest:  # most often it is the same as that of the scene before
+            self._latest = scene["settings"]
+            self._settings = json.dumps(scene["settings"], sort_keys=True)
+        _count(self.settings, self._settings)
 
 
 def _count(counts: Counter[str], key: str) -> None:
