@@ -10,7 +10,10 @@ _BATCH = 1 << 19
 
 
 class Digest:
-    """A SHA-256 that a thread of its own computes, batch by batch; two batches are held in memory, used in turns."""
+    """A SHA-256 that a thread of its own computes, batch by batch; two batches are held in memory, used in turns.
+
+    What is longer than a batch is hashed where it stands.
+    """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -25,7 +28,7 @@ class Digest:
             self._hand_over()
         if len(content) > _BATCH:
             self._wait()
-            self._digest.update(content)
+            self._running = self._pool.submit(self._digest.update, content)
             return
         end = self._size + len(content)
         self._filling[self._size : end] = content
@@ -40,6 +43,8 @@ class Digest:
 
     def _hand_over(self) -> None:
         self._wait()
+        if not self._size:
+            return
         self._filling, self._hashing = self._hashing, self._filling
         self._running = self._pool.submit(self._digest.update, memoryview(self._hashing)[: self._size])
         self._size = 0
