@@ -270,6 +270,22 @@ async def test_calls_survive_a_server_that_is_restarted() -> None:
     assert len(texts) == 4 and supervisor.waits and max(supervisor.waits) <= 20
 
 
+@pytest.mark.parametrize("away", [True, False])
+async def test_how_long_a_call_ran_before_its_server_died_does_not_count(server: ModelServer, away: bool) -> None:
+    class Waiting:
+        async def lost(self, *, reached: bool) -> bool:
+            assert reached
+            return away
+
+    model = client(server, server=Waiting(), give_up_after=0.3)
+    server.fail_first(4, Fault(hang=0.4))
+    if away:
+        assert (await model.ainvoke("hi")).text and len(server.calls) == 5
+    else:  # it is the call's own failure each time
+        with pytest.raises(ModelUnavailableError, match="in 2 tries"):
+            await model.ainvoke("hi")
+
+
 async def test_a_server_that_does_not_come_back(server: ModelServer) -> None:
     server.fail_first(9, Fault(drop=True))
     model = client(server, server=Supervisor(server, ServerError("it died 5 times in 60 s")))

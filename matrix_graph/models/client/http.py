@@ -232,11 +232,15 @@ class HTTPClient:
             return await attempt()
 
         waited = 0.0  # for the server; it does not count against the request's own time
-        at_once = False
+        at_once = False  # the server was away before this try: how long the try then runs does not count either
 
         def enough(state: RetryCallState) -> bool:
+            nonlocal waited
             if self._max_retries is not None and state.attempt_number > self._max_retries:
                 return True
+            if at_once:  # the clock starts again at this failure
+                waited = state.seconds_since_start or 0.0
+                return False
             return (state.seconds_since_start or 0.0) - waited + state.upcoming_sleep >= self._give_up_after
 
         async def recover(state: RetryCallState) -> None:
