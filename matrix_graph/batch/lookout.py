@@ -16,8 +16,8 @@ DEFAULT_REQUESTS = 64
 MOST_REQUESTS = 256
 """vLLM's own default of requests in one batch (max_num_seqs): more would only wait there."""
 _LEAST_REQUESTS = 8
-_TOKENS_PER_REQUEST = 1024
-"""Tokens of key-value cache that a request of a usual scene takes, prefixes that it shares left out."""
+_TOKENS_PER_REQUEST = 2048
+"""Tokens of key-value cache for each request in flight: its own, and the dialogues that its scene will go on with."""
 _LOOK_SECONDS = 5.0
 _PROBE_SECONDS = 60.0
 

@@ -1,6 +1,7 @@
 """What a server is started with, and what its log is read for: no process, no port but for looking."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -119,6 +120,20 @@ def test_environment_holds_the_key_and_keeps_the_users() -> None:
     remote = server_environment(ServerConfig(), local_model=False, api_key="k", device="cuda", base={})
     assert "HF_HUB_OFFLINE" not in remote
     assert "VLLM_CPU_KVCACHE_SPACE" not in remote
+
+
+@pytest.mark.parametrize(("memory_gib", "cache_gib"), [(4, 2), (24, 6), (1024, 16)])
+def test_cache_is_a_quarter_of_the_memory(
+    memory_gib: int, cache_gib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text(f"{memory_gib * 2**30}\n")
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**21)  # 4 TiB: the container has less
+    monkeypatch.setattr(launch, "_CONTAINER_LIMITS", (limit, tmp_path / "none"))
+    environment = server_environment(ServerConfig(), local_model=True, api_key="k", device="cpu", base={})
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == str(cache_gib)
+    limit.write_text("max\n")
+    assert launch.memory_bytes() == 2**42
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,8 @@ CPU_CONTEXT_TOKENS = 4096
 
 _FEW_CORES = 2
 """Of so few, vLLM's CPU build shall use all for the model."""
+_LEAST_CACHE_GIB, _MOST_CACHE_GIB = 2, 16
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _KEPT_LOGS = 20
 
 
@@ -58,7 +61,11 @@ class ServerConfig(BaseModel):
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of the GPU's memory to use, 0 to 1; None is vLLM's default. GPU only."
     )
-    kv_cache_gib: int = Field(2, ge=1, description="Memory for the key-value cache in GiB. CPU only.")
+    kv_cache_gib: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for the key-value cache in GiB; None is a quarter of the machine's, 2 to 16. CPU only.",
+    )
     enable_lora: bool = Field(True, description="Whether adapters can be loaded.")
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
         16, description="Highest rank of an adapter; vLLM takes these values only."
@@ -142,13 +149,31 @@ def server_environment(
         "PYTHONUNBUFFERED": "1",
     }
     if device == "cpu":
-        environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib or usual_cache_gib(memory_bytes()))
         if (os.cpu_count() or 1) <= _FEW_CORES:
             # vLLM keeps one core free for everything but the model, which on so few is half of them or more.
             environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     if local_model:
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
+
+
+def usual_cache_gib(memory: int) -> int:
+    """Returns the GiB of key-value cache for a machine with so many bytes of memory.
+
+    A quarter of it: the weights, what the engine computes with, and other programs need the rest. Scenes in flight hit
+    the prefix cache only as long as it has room for all their dialogues.
+    """
+    return max(_LEAST_CACHE_GIB, min(_MOST_CACHE_GIB, memory // 4 // 2**30))
+
+
+def memory_bytes() -> int:
+    """Returns the memory that this process may use: the machine's, or its container's if that is less."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            sizes.append(int(limit.read_text()))
+    return min(sizes)
 
 
 def new_log_path(folder: Path) -> Path:
