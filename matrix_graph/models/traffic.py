@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -201,7 +202,7 @@ class Traffic:
         try:
             if (wrong := await probe()) is not None:
                 seconds = await self._wait(probe, wrong)
-                await self._try_one_by_one(probe, seconds)
+                await self._try_apart(probe, seconds)
         except ModelUnavailableError as error:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - those who wait must get an answer, whatever is wrong here
@@ -242,12 +243,13 @@ class Traffic:
         self._tell(f"the model server is back after {seconds:.0f} s")
         return seconds
 
-    async def _try_one_by_one(self, probe: Probe, seconds: float) -> None:
+    async def _try_apart(self, probe: Probe, seconds: float) -> None:
         """Send the calls that were in flight one at a time, so that one that kills the server gives itself away.
 
         The youngest go first, as the likeliest culprits, and those that have seen the server die twice before all. Most
-        servers die for reasons of their own; so the rest go together again when as much time has passed as the server
-        was away for, unless they have seen it die twice.
+        servers die for reasons of their own, and one at a time is slow; so it ends when as much time has passed as the
+        server was away for. Then the rest go together again, but those that have seen it die twice in small groups, as
+        many as each has members: of a group that the server dies of, each goes alone.
         """
         until = time.monotonic() + max(_LEAST_TRIAL, seconds)
         suspects = [call for call in self._held if call.reached]
@@ -256,22 +258,32 @@ class Traffic:
             if call.visitor.last_chance:
                 self._condemn(call)
         suspects.sort(key=lambda call: (-min(call.deaths, 2), -call.sent_at))
-        for call in suspects:
-            if call not in self._held or call.visitor.condemned:
-                continue
-            if call.deaths < 2 and time.monotonic() > until:
+        alone: list[Call] = []  # of a group that the server died of
+        while alone or suspects:
+            late = time.monotonic() > until
+            if late and not alone and suspects[0].deaths < 2:
                 return
-            call.moved.clear()
-            self._let_go(call)
-            alone = self._in_flight == len(self._held) + 1  # else some are still waiting for the server that is gone
-            await call.moved.wait()
-            if call.over or not call.reached:
+            waiting = alone or suspects
+            size = math.isqrt(sum(call.deaths > 1 for call in suspects)) if late and not alone else 1
+            group = [call for call in waiting[:size] if call in self._held and not call.visitor.condemned]
+            del waiting[:size]
+            for call in group:
+                call.moved.clear()
+                self._let_go(call)
+            # Else some are still waiting for the server that is gone.
+            by_itself = len(group) == 1 and self._in_flight == len(self._held) + 1
+            for call in group:
+                await call.moved.wait()
+            back = [call for call in group if not call.over and call.reached]
+            if not back or (wrong := await probe()) is None:
                 continue
-            if (wrong := await probe()) is not None:
+            for call in back:
                 call.deaths += 1
-                if alone:
-                    self._condemn(call)
-                until += await self._wait(probe, wrong)
+            if by_itself:
+                self._condemn(group[0])
+            elif len(group) > 1:
+                alone += back
+            until += await self._wait(probe, wrong)
 
     def _let_go(self, call: Call) -> None:
         self._held.pop(call, None)

@@ -127,6 +127,32 @@ def test_a_poison_is_set_aside_after_two_deaths_and_all_others_are_served(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("poisonous", [False, True])
+def test_of_many_that_saw_two_deaths_small_groups_go_together(poisonous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST_TRIAL", 0.0)
+    scenes, seconds = 49, 0.02
+
+    async def run() -> None:
+        server = Server(seconds, downtime=0.005)
+        traffic = Traffic(scenes, probe=server.probe)
+        # The oldest comes last by all rules, so that one by one would take as many turns as there are scenes.
+        names = [f"{n}" + " poison" * (poisonous and n == 0) for n in range(scenes)]
+        ends = [asyncio.create_task(scene(traffic, server, traffic.visitor(n), [name])) for n, name in enumerate(names)]
+        for death in (1, 2):
+            while server.deaths < death:
+                if not poisonous and server.in_flight > scenes // 2:
+                    server.die()
+                await asyncio.sleep(0)
+        server.peak = 0
+        failed = [n for n, end in enumerate(await asyncio.gather(*ends)) if end != "done"]
+        assert failed == ([0] if poisonous else [])
+        assert server.deaths <= 4, "together, together again, in a group, alone"
+        assert 2 <= server.peak <= 7, "since the second death no more than a group at a time"
+        assert sorted(server.served) == sorted(name for name in names if "poison" not in name)
+
+    asyncio.run(run())
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), kills=st.integers(1, 4))
 def test_a_server_that_dies_of_itself_costs_nobody_anything(seed: int, kills: int) -> None:

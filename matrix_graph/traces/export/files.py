@@ -15,14 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple, Protocol
 
-from orjson import JSONEncodeError, dumps
+from orjson import OPT_APPEND_NEWLINE, JSONEncodeError, dumps
 
 from matrix_graph.errors import ExportError, PrerequisiteError
 from matrix_graph.traces.export.hashing import Digest
 from matrix_graph.traces.export.options import FileType, Row
 from matrix_graph.traces.export.shapes import Column
 
-_BUFFER = 1 << 20
 _FAULTS = (OSError, UnicodeEncodeError, JSONEncodeError)
 _GROUP_BYTES = 16_000_000
 """Text in a row group of a Parquet file; so much is held in memory."""
@@ -172,17 +171,14 @@ def _refusal(path: Path, error: Exception) -> ExportError:
 
 
 class _Hashed(io.RawIOBase):
-    """A file that hashes what is written to it; made for writing straight through."""
+    """A file that hashes what is written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._digest = Digest()
+        self._digest = Digest(file)
         self._size = 0
         self._pretends = False
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+        self.sha256 = ""
 
     def writable(self) -> bool:
         return True
@@ -192,17 +188,16 @@ class _Hashed(io.RawIOBase):
         self._pretends = True
 
     def write(self, content: Any) -> int:
-        if self._pretends:
-            return len(content)
-        self._digest.update(content if isinstance(content, bytes) else bytes(content))
-        written = self._file.write(content)
-        self._size += written
-        return written
+        if not self._pretends:
+            self._digest.update(content if isinstance(content, bytes) else bytes(content))
+            self._size += len(content)
+        return len(content)
 
     def tell(self) -> int:
         return self._size
 
     def sync(self) -> None:
+        self.sha256 = self._digest.hexdigest()
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -212,6 +207,7 @@ class _Hashed(io.RawIOBase):
         super().close()
 
     def abandon(self) -> None:
+        self._digest.abandon()
         # Closing would try once more to write what found no room before; that is only passed over, the file is closed.
         with suppress(OSError):
             self._file.close()
@@ -222,23 +218,13 @@ class _JsonRows:
     def __init__(self, file: _Hashed) -> None:
         self.rows = 0
         self._file = file
-        self._held: list[bytes] = []
-        self._bytes = 0
 
     def write(self, row: Row) -> None:
-        line = dumps(row)
-        self._held.append(line)
-        self._bytes += len(line)
+        self._file.write(dumps(row, option=OPT_APPEND_NEWLINE))
         self.rows += 1
-        if self._bytes >= _BUFFER:
-            self.end()
 
     def end(self) -> None:
-        if self._held:
-            self._held.append(b"")
-            content = b"\n".join(self._held)
-            self._held, self._bytes = [], 0
-            self._file.write(content)
+        """Nothing is held."""
 
 
 class _ParquetRows:

@@ -126,7 +126,7 @@ def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str
             continue
         if is_players(call, others):
             dropped.add("a person's or an agent's turn")
-        elif call.get("error") is None and call["completion"].strip():
+        elif call.get("error") is None and call["completion"] and not call["completion"].isspace():
             spoken.append((call, kind, (call["role"] or "") if kind == "role" else ""))
     own = {call["completion"] for call, _, _ in spoken}
     steps = {json.dumps({"action": step}, ensure_ascii=False) for step in (scene["cast"] or {}).get("plan", ())}
@@ -191,9 +191,13 @@ def _whole(spoken: list[tuple[SpokenCall, Kind, str]]) -> set[int]:
     for number in range(len(spoken) - 1, -1, -1):
         call, kind, speaker = spoken[number]
         prompt, completion = call["messages"], call["completion"]
-        prompts = later.setdefault((kind, speaker), [])
+        prompts = later.get((kind, speaker)) if kind in _DIALOGUES else None
+        if prompts is None:
+            later[kind, speaker] = [prompt]
+            whole.add(number)
+            continue
         at = len(prompt)
-        for other in prompts if kind in _DIALOGUES else ():
+        for other in prompts:
             # The completion is compared first: it alone tells most of them apart, and prompts are long.
             if len(other) > at and other[at]["content"] == completion and other[:at] == prompt:
                 break
