@@ -54,7 +54,7 @@ RECIPE = """\
 rank: 8
 alpha: 16
 dropout: 0.05
-epochs: 2
+epochs: 1
 learning_rate: 2.0e-4
 schedule: cosine
 warmup: 0.03

@@ -73,6 +73,7 @@ CONFIG = SceneConfig(roles=ROLES, steps=STEPS)
 LEAST_SCENES = 64
 """Scenes that must end in the steady state for it to say anything."""
 _POLL_SECONDS = 1.0
+_TELL_SECONDS = 60.0
 
 Counters = dict[str, float]
 
@@ -198,7 +199,7 @@ async def play(model: ChatVLLM, questions: list[str], limit: int, salts: Salts, 
     """Play scenes, then send their requests again flat."""
     ended: list[float] = []
     traces: list[Trace] = []
-    began = time.monotonic()
+    began = told = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder, recorded() as recording:
         async with watched(model) as run:
             batch = Batch(questions, salts.model(model, f"run-{part}"), out=folder, config=CONFIG, max_requests=limit)
@@ -206,7 +207,11 @@ async def play(model: ChatVLLM, questions: list[str], limit: int, salts: Salts, 
                 async for played in batch.play():
                     ended.append(time.monotonic())
                     traces.append(played.trace)
+                    if ended[-1] - told >= _TELL_SECONDS:
+                        told = ended[-1]
+                        print(f"  {len(traces)} of {len(questions)} scenes after {told - began:.0f} s", flush=True)
     seconds = time.monotonic() - began
+    print(f"  all after {seconds:.0f} s; now their {len(recording.sent)} requests flat", flush=True)
     run.recording = recording
     bodies = [with_fields(sent.body, salts.named(f"flat-{part}")) for sent in recording.sent if sent.failed is None]
     async with watched(model) as flat:
