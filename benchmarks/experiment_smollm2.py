@@ -1,4 +1,4 @@
-"""The experiment of docs/experiment-smollm2.md: the whole way from questions to compared answers, on the bundled model.
+"""An experiment, not written up yet: the whole way from questions to compared answers, on the bundled model.
 
     python benchmarks/experiment_smollm2.py run DATA --out runs/experiment
     python benchmarks/experiment_smollm2.py keep runs/experiment
@@ -219,6 +219,8 @@ def _lines(lines: Iterator[bytes]) -> bytes:
 @contextmanager
 def unpacked(records: Path) -> Iterator[Path]:
     """The kept records as a folder of an evaluation; gone afterwards."""
+    if not (records / evaluation.PLAN_NAME).exists():
+        raise SystemExit(f"{records} holds no records of the experiment; make them with `run` and `keep`.")
     with tempfile.TemporaryDirectory(prefix="experiment-") as name:
         folder = Path(name)
         for packed in PACKED:
