@@ -247,11 +247,11 @@ async def test_old_scenes_finish_before_new_ones_start(server: ModelServer) -> N
 
 
 async def test_limits_are_told_by_the_server(server: ModelServer) -> None:
-    page = 'vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="9216",num_gpu_blocks="576"} 1.0\n'
+    page = 'vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="18432",num_gpu_blocks="1152"} 1.0\n'
     server.delay = 0.02
     with ModelServer(reply=busy, delay=0.02, metrics=page) as tells:
         await played(asked(12), client(tells), config=MIDDLE)
-        assert tells.peak_in_flight == 9, "9 times 1,024 tokens fit"
+        assert tells.peak_in_flight == 9, "9 times 2,048 tokens fit"
     await played(asked(12), client(server), config=MIDDLE)
     assert server.peak_in_flight > 9
 
