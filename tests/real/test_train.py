@@ -1,5 +1,6 @@
 """Training and serving on real weights: what moves, what stays, and whether vLLM and PEFT say the same."""
 
+import asyncio
 import hashlib
 import json
 import urllib.request
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from matrix_graph import ChatVLLM
 from matrix_graph.errors import ServerError
+from matrix_graph.evaluate.records import Question
+from matrix_graph.evaluate.scoring import Scorer
 from matrix_graph.models.bundled import prepare_bundled_model
 from matrix_graph.models.server import VLLMServer
 from matrix_graph.train import Recipe, TrainingRecord, train_adapter
@@ -33,6 +36,10 @@ REPLIES = {
     "asks for help": "Listen first, then help as far as it is safe for all.",
 }
 NEW_TOKENS = 16
+BATCH_TOLERANCE = 1.0
+"""Nats, of a text's sum: what else is in a batch moves the last bit of bfloat16 numbers, token by token."""
+BFLOAT16_TOLERANCE = 0.125
+"""Nats a token: the distance of two bfloat16 numbers between 16 and 32, where this model's logits are."""
 
 
 @dataclass
@@ -127,6 +134,41 @@ def test_vllm_and_peft_say_the_same(trained: Trained, server: VLLMServer) -> Non
     finally:
         server.unload_adapter("calm")
     assert server.adapters() == {}
+
+
+async def logprobs(server: VLLMServer, names: list[str]) -> list[float]:
+    """Sums over the replies, asked all at once: every name's, question by question."""
+    chats = [ChatVLLM(base_url=server.base_url, api_key=server.api_key, model=name, timeout=300) for name in names]
+    scorers = [Scorer(chat, chat.model or "") for chat in chats]
+    asked = [Question(id=str(at), question=q, chosen=a) for at, (q, a) in enumerate(questions()[:8])]
+    records = await asyncio.gather(*(scorer.score(question, "chosen") for scorer in scorers for question in asked))
+    return [record.logprob or 0.0 for record in records]
+
+
+async def test_an_adapter_stays_out_of_requests_for_the_base_model(trained: Trained, server: VLLMServer) -> None:
+    base = server.model_name
+    alone = await logprobs(server, [base])  # before there is an adapter
+    await asyncio.to_thread(server.load_adapter, "calm", trained.folder)
+    try:
+        adapter = await logprobs(server, ["calm"])
+        mixed = await logprobs(server, [base, "calm"])
+    finally:
+        await asyncio.to_thread(server.unload_adapter, "calm")
+    assert all(tuned > untuned + 10 for tuned, untuned in zip(adapter, alone, strict=True)), "it learned these replies"
+    assert mixed == pytest.approx(alone + adapter, abs=BATCH_TOLERANCE)
+    tokenizer = AutoTokenizer.from_pretrained(trained.base)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(trained.base, dtype=torch.bfloat16), trained.folder
+    ).eval()
+    for (question, answer), served in zip(questions(), adapter, strict=False):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        labels = torch.tensor([[-100] * len(prompt) + tokens])
+        with torch.no_grad():
+            loss = float(model(torch.tensor([prompt + tokens]), labels=labels).loss)
+        assert served / len(tokens) == pytest.approx(-loss, abs=BFLOAT16_TOLERANCE)
 
 
 def test_adapters_that_do_not_fit_are_refused_and_the_server_lives_on(
