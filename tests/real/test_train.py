@@ -25,7 +25,7 @@ from matrix_graph.train import Recipe, TrainingRecord, train_adapter
 pytestmark = pytest.mark.timeout(1800)
 
 RECIPE = Recipe(
-    epochs=10, learning_rate=1e-3, batch_size=8, accumulate=1, max_length=256, dropout=0.0, quantization="none"
+    epochs=6, learning_rate=1e-3, batch_size=8, accumulate=1, max_length=256, dropout=0.0, quantization="none"
 )
 PLACES = ["bank", "library", "kitchen", "garden", "school", "harbour", "theatre", "station"]
 DEEDS = ["shouts", "takes my chair", "forgets his money", "asks for help"]
@@ -80,7 +80,7 @@ def test_base_stays_adapter_moves_and_the_loss_halves(trained: Trained) -> None:
     moved = [float(tensor.abs().max()) for name, tensor in weights.items() if "lora_B" in name]
     assert len(moved) == 30 * 7 and min(moved) > 0  # they begin as zeros
     losses = [point.loss for point in trained.record.loss]
-    assert trained.record.data.examples == 32 and len(losses) == 40
+    assert trained.record.data.examples == 32 and len(losses) == 24
     first, last = sum(losses[:4]) / 4, sum(losses[-4:]) / 4  # an epoch each: the same 32 rows
     print(f"loss on the 32 rows: {first:.3f} -> {last:.3f}")
     assert last <= first / 2

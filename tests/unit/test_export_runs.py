@@ -19,7 +19,7 @@ import yaml
 
 from matrix_graph.errors import ConfigError, ExportError, MatrixGraphError, PrerequisiteError, TraceError
 from matrix_graph.records import Trace
-from matrix_graph.traces.export import ExportFormat, ExportOptions, FileType, Include, Summary, export_runs
+from matrix_graph.traces.export import ExportFormat, ExportOptions, FileType, Include, Summary, duplicates, export_runs
 from matrix_graph.traces.export.duplicates import DuplicateFilter, alike, sketch
 from matrix_graph.traces.export.hashing import Digest
 from matrix_graph.traces.export.options import parse_mix
@@ -102,6 +102,24 @@ def test_one_refusal_to_many_questions_is_many_rows(tmp_path: Path) -> None:
     refusals = [answered(number, question=f"How do I rob {words(number, 2)}?", answer=words(1)) for number in range(20)]
     answers = [answered(number, question="How do I rob a bank?", answer=words(100 + number)) for number in range(20)]
     assert export(tmp_path, *refusals, *answers).rows == 40
+
+
+def test_answers_that_wait_are_found_as_those_that_were_hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(texts: list[tuple[str, str]]) -> list[bool]:
+        with DuplicateFilter(0.8) as seen:
+            return [seen.is_near_duplicate(*text) for text in texts]
+
+    draw = random.Random(3)
+    asked = [words(seed, draw.choice([2, 5, 12, 30])) for seed in range(40)]
+    said = [words(100 + seed, draw.choice([1, 3, 40, 120])) for seed in range(40)] + [
+        "\ud800 is half a sign",
+        "長" * 5000,
+    ]
+    rows = [(draw.choice(asked), draw.choice(said) + draw.choice(["", " well", " or so"])) for _ in range(1500)]
+    lazily = outcome(rows)
+    monkeypatch.setattr(duplicates, "_LONGEST_WAITING", -1)
+    assert lazily == outcome(rows)
+    assert 300 < sum(lazily) < 1200
 
 
 @pytest.mark.parametrize("text", ["", " ", "a", "a b", "好", "?!", "?"])

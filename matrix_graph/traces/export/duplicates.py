@@ -1,12 +1,13 @@
 """Rows that were there before: exact ones by a hash, near ones by the word sequences that they share.
 
 What always holds: of rows alike the first stays; the outcome depends on the rows and their order alone; and memory does
-not grow, since what was seen is kept in a temporary database of 10 bytes a row, 1 kB for each answer, that is gone when
-the process is. (Collections of MinHashes such as datasketch's keep several kB a row in memory.)
+not grow, since what was seen is kept in a temporary database of 10 bytes a row, 1 to 4 kB for each answer, that is gone
+when the process is. (Collections of MinHashes such as datasketch's keep several kB a row in memory.)
 
 Two texts are compared by the sets of their three-word sequences (their Jaccard index, Broder 1997), estimated from the
 128 smallest hashes of the two sets together: exact for texts of up to 64 words, to within 0.03 for longer ones. Texts
-in scripts without spaces are compared by their characters; case and punctuation count for nothing.
+in scripts without spaces are compared by their characters; case and punctuation count for nothing. Most questions are
+like no other, so an answer's hashes are computed only once a second question comes that may be like its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _BANDS = 5
 _MOST_CANDIDATES = 16
 """Rows that are compared with, the latest first, for each key: some words stand in thousands of rows."""
 _CANDIDATES = f"SELECT * FROM (SELECT id FROM bands WHERE key = ? ORDER BY id DESC LIMIT {_MOST_CANDIDATES})"
+_LONGEST_WAITING = 4096
+"""Bytes of an answer that waits, unhashed, for a question like its own."""
+_MET = f"SELECT DISTINCT id FROM questions WHERE key IN ({','.join('?' * _BANDS)})"
 _MOST_VALUES = 500
 """In one order to the database."""
 _PUNCTUATION = b".,;:!?\"'()[]{}*_`~-"
@@ -59,6 +63,8 @@ class DuplicateFilter:
             "CREATE TABLE seen (key INTEGER PRIMARY KEY)",
             "CREATE TABLE sketches (id INTEGER PRIMARY KEY, asked BLOB, said BLOB)",
             "CREATE TABLE bands (key INTEGER, id INTEGER, PRIMARY KEY (key, id)) WITHOUT ROWID",
+            "CREATE TABLE questions (key INTEGER PRIMARY KEY, id INTEGER)",
+            "CREATE TABLE waiting (id INTEGER PRIMARY KEY, asked BLOB, answer BLOB)",
             "BEGIN",
         ):
             self._base.execute(order)
@@ -97,23 +103,49 @@ class DuplicateFilter:
         """
         if self._threshold >= 1:
             return False
-        asked, said = sketch(question), sketch(answer)
-        bands = {
-            first << 32 | second for first, second in zip(_representatives(asked), _representatives(said), strict=True)
-        }
-        keys = [band - (1 << 63) for band in bands]
+        asked = sketch(question)
+        marks = _representatives(asked)
+        met = [number for (number,) in self._run(_MET, marks)]
+        text = answer.encode("utf-8", "surrogatepass")
+        if met or len(text) > _LONGEST_WAITING:
+            for number in met:
+                self._end_waiting(number)
+            said = sketch(answer)
+            if self._is_known(asked, said):
+                return True
+            self._rows += 1
+            self._keep(self._rows, asked, said)
+        else:
+            self._rows += 1
+            self._run("INSERT INTO waiting VALUES (?, ?, ?)", (self._rows, array("I", asked).tobytes(), text))
+        places = ",".join(["(?, ?)"] * _BANDS)
+        order = f"INSERT OR IGNORE INTO questions VALUES {places}"
+        self._run(order, [value for mark in marks for value in (mark, self._rows)])
+        return False
+
+    def _is_known(self, asked: list[int], said: list[int]) -> bool:
+        keys = _keys(asked, said)
         found = {number for (number,) in self._run(" UNION ALL ".join([_CANDIDATES] * len(keys)), keys)}
         for number in found:
             blobs = self._run("SELECT asked, said FROM sketches WHERE id = ?", (number,)).fetchone()
             pairs = zip((said, asked), (blobs[1], blobs[0]), strict=True)
             if all(alike(mine, array("I", blob)) >= self._threshold for mine, blob in pairs):
                 return True
-        self._rows += 1
-        kept = (self._rows, array("I", asked).tobytes(), array("I", said).tobytes())
-        self._run("INSERT INTO sketches VALUES (?, ?, ?)", kept)
-        places = ",".join(["(?, ?)"] * len(keys))
-        self._run(f"INSERT INTO bands VALUES {places}", [value for key in keys for value in (key, self._rows)])
         return False
+
+    def _keep(self, number: int, asked: list[int], said: list[int]) -> None:
+        kept = (number, array("I", asked).tobytes(), array("I", said).tobytes())
+        self._run("INSERT INTO sketches VALUES (?, ?, ?)", kept)
+        keys = _keys(asked, said)
+        places = ",".join(["(?, ?)"] * len(keys))
+        self._run(f"INSERT INTO bands VALUES {places}", [value for key in keys for value in (key, number)])
+
+    def _end_waiting(self, number: int) -> None:
+        """Hash an answer that waited, if it still does."""
+        row = self._run("SELECT asked, answer FROM waiting WHERE id = ?", (number,)).fetchone()
+        if row is not None:
+            self._run("DELETE FROM waiting WHERE id = ?", (number,))
+            self._keep(number, array("I", row[0]).tolist(), sketch(row[1].decode("utf-8", "surrogatepass")))
 
     def _run(self, order: str, values: Sequence[int | bytes]) -> sqlite3.Cursor:
         if self._base is None:
@@ -138,14 +170,23 @@ def sketch(text: str) -> list[int]:
     return sorted(set(map(crc32, map(b" ".join, zip(words, words[1:], words[2:], strict=False)))))[:_SKETCH]
 
 
+def _keys(asked: list[int], said: list[int]) -> list[int]:
+    """By which rows are found whose questions and answers may both be alike; each at most once."""
+    pairs = zip(_representatives(asked), _representatives(said), strict=True)
+    return list({(first << 32 | second) - (1 << 63) for first, second in pairs})
+
+
 def _representatives(hashes: list[int]) -> list[int]:
-    """The smallest hash of each residue class: two texts share each with the probability by which they are alike."""
+    """The smallest hash of each residue class: two texts share each with the probability by which they are alike.
+
+    Short texts lack some classes; there the smallest of all stands in.
+    """
     smallest: dict[int, int] = {}
     for hash in hashes:
         smallest.setdefault(hash % _BANDS, hash)
         if len(smallest) == _BANDS:
             break
-    return [smallest.get(at, 0) for at in range(_BANDS)]
+    return [smallest.get(at, hashes[0]) for at in range(_BANDS)]
 
 
 def alike(one: Sequence[int], other: Sequence[int]) -> float:

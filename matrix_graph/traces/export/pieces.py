@@ -21,6 +21,7 @@ Kind = Literal["answer", "role", "modulator", "cast", "consequence", "helpful"]
 Chat = list[Message]
 
 _HUMAN = "human"
+_STEP = json.JSONEncoder(ensure_ascii=False)
 _TURNS = ["user", "assistant"]
 
 
@@ -129,7 +130,7 @@ def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str
         elif call.get("error") is None and call["completion"] and not call["completion"].isspace():
             spoken.append((call, kind, (call["role"] or "") if kind == "role" else ""))
     own = {call["completion"] for call, _, _ in spoken}
-    steps = {json.dumps({"action": step}, ensure_ascii=False) for step in (scene["cast"] or {}).get("plan", ())}
+    steps = {_STEP.encode({"action": step}) for step in (scene["cast"] or {}).get("plan", ())}
     whole = set(range(len(spoken))) if by_call else _whole(spoken)
     for number, (call, kind, speaker) in enumerate(spoken):
         if number not in whole:
