@@ -1,4 +1,4 @@
-"""An experiment, not written up yet: the whole way from questions to compared answers, on the bundled model.
+"""The experiment of docs/experiment-smollm2.md: the whole way from questions to compared answers, on the bundled model.
 
     python benchmarks/experiment_smollm2.py run DATA --out runs/experiment
     python benchmarks/experiment_smollm2.py keep runs/experiment

@@ -11,11 +11,14 @@ from matrix_graph.evaluate.statistics import Interval, Rates, wilson
 from matrix_graph.files import replace_file
 
 if TYPE_CHECKING:
+    from matrix_graph.evaluate.judge_report import JudgeReport
     from matrix_graph.evaluate.results import Results
 
 MARKDOWN_NAME = "results.md"
 PAGE_NAME = "results.html"
 _TITLE = "Evaluation"
+_BY_PLACE = 0.5
+"""Position bias, of either sign, from which on most verdicts follow the place."""
 
 
 def write_documents(folder: Path, results: Results) -> None:
@@ -87,7 +90,8 @@ def _judge(results: Results, judge: str) -> list[Section]:
     return [
         Section(
             f"Win, tie, lose by the judge {judge}",
-            "Each pair was judged in both orders; orders that disagree are a tie. Net is wins less losses.",
+            "Each pair was judged in both orders; orders that disagree are a tie. Net is wins less losses."
+            + _by_place(reports),
             [_rates_table([(name, report.rates) for name, report in named])],
             _rates_plots(results, [(name, report.first, report.rates) for name, report in named]),
         ),
@@ -99,6 +103,17 @@ def _judge(results: Results, judge: str) -> list[Section]:
             [trust, lengths],
         ),
     ]
+
+
+def _by_place(reports: list[JudgeReport]) -> str:
+    """A warning, if the judge went by the place of the answers more than by what they say."""
+    known = [abs(report.position_bias) for report in reports if report.position_bias is not None]
+    if not known or max(known) < _BY_PLACE:
+        return ""
+    return (
+        f" Beware: this judge chose by the place of an answer (position bias up to {max(known):.2f}); such ties say "
+        "nothing about the answers. Name a stronger judge."
+    )
 
 
 def _people(results: Results) -> Section:

@@ -70,3 +70,10 @@ def test_no_question_stands_in_two_parts_and_the_files_order_plays_no_part(scrip
     }
     everything = [question for part in drawn[0].values() for question in part]
     assert len(set(everything)) == len(everything)
+
+
+def test_the_document_says_what_the_kept_records_give(script: ModuleType) -> None:
+    with script.unpacked(script.RECORDS) as folder:
+        made = script.tables_of(folder)
+    text = script.DOCUMENT.read_text(encoding="utf-8")
+    assert f"{script._BEGIN}\n\n{made}\n{script._END}" in text

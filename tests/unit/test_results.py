@@ -163,6 +163,18 @@ def test_verdicts_that_cannot_be_used_are_shown(tmp_path: Path) -> None:
     assert "| new | 0 |" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.parametrize("by_place", [True, False])
+def test_a_judge_that_goes_by_the_place_is_warned_of_beside_its_rates(tmp_path: Path, by_place: bool) -> None:
+    kept = records()
+    if by_place:
+        turned = {"first_then_second": "first", "second_then_first": "second"}
+        kept["verdicts"] = [row.model_copy(update={"winner": turned[row.order]}) for row in kept["verdicts"]]
+    write_results(put(tmp_path, kept))
+    for name in ("results.md", "results.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert ("chose by the place of an answer (position bias up to 1.00)" in text) == by_place
+
+
 def test_a_baseline_that_is_no_candidate_and_a_folder_without_an_evaluation(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there are base, new"):
         write_results(put(tmp_path, records()), baseline="bsae")
