@@ -76,6 +76,23 @@ def test_near_duplicates_go(tmp_path: Path) -> None:
     assert export(tmp_path, *traces, near_duplicates=1).rows == 3
 
 
+@pytest.mark.parametrize("young", [1, 7, 10_000])
+def test_equal_rows_are_told_whether_their_like_is_in_memory_or_not(
+    monkeypatch: pytest.MonkeyPatch, young: int
+) -> None:
+    monkeypatch.setattr(duplicates, "_MOST_YOUNG", young)
+    draw = random.Random(5)
+    batches = [[(str(draw.randrange(300)),) for _ in range(draw.randrange(6))] for _ in range(200)]
+    before: set[tuple[str, ...]] = set()
+    with DuplicateFilter(0.9) as seen:
+        for batch in batches:
+            expected = []
+            for row in batch:
+                expected.append(row in before)
+                before.add(row)
+            assert seen.duplicates(batch) == expected
+
+
 @pytest.mark.parametrize("join", [" ", ""], ids=["words", "characters"])
 def test_likeness_is_estimated_well(join: str) -> None:
     pool = [chr(0x4E00 + number) for number in range(5000)] if not join else [f"w{number}" for number in range(5000)]

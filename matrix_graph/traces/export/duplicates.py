@@ -31,6 +31,8 @@ _CANDIDATES = f"SELECT * FROM (SELECT id FROM bands WHERE key = ? ORDER BY id DE
 _LONGEST_WAITING = 4096
 """Bytes of an answer that waits, unhashed, for a question like its own."""
 _MET = f"SELECT DISTINCT id FROM questions WHERE key IN ({','.join('?' * _BANDS)})"
+_MOST_YOUNG = 100_000
+"""Rows of which it is known without the database whether they were there; 7 MB."""
 _MOST_VALUES = 500
 """In one order to the database."""
 _PUNCTUATION = b".,;:!?\"'()[]{}*_`~-"
@@ -51,6 +53,8 @@ class DuplicateFilter:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._rows = 0
+        self._young: set[int] = set()
+        self._spilled = False
         self._base: sqlite3.Connection | None = None
 
     def __enter__(self) -> Self:
@@ -84,17 +88,29 @@ class DuplicateFilter:
         # Python's own hash has 64 bits and a key of its own in each process, which decides nothing but where rows are
         # kept: among a hundred million rows, one is dropped wrongly once in some 4,000 exports.
         keys = [hash(texts) for texts in rows]
-        new: set[int] = set()
-        for first in range(0, len(keys), _MOST_VALUES):
-            some = keys[first : first + _MOST_VALUES]
-            places = ",".join(["(?)"] * len(some))
-            kept = self._run(f"INSERT OR IGNORE INTO seen VALUES {places} RETURNING key", some)
-            new.update(key for (key,) in kept)
+        young = self._young
+        known = self._kept(keys) if self._spilled else ()
         was_there = []
         for key in keys:
-            was_there.append(key not in new)
-            new.discard(key)  # a second one of the same rows was there before, too
+            there = key in young or key in known
+            was_there.append(there)
+            if not there:
+                young.add(key)
+        if len(young) >= _MOST_YOUNG:
+            for key in sorted(young):  # in order, which costs the database least
+                self._run("INSERT INTO seen VALUES (?)", (key,))
+            young.clear()
+            self._spilled = True
         return was_there
+
+    def _kept(self, keys: list[int]) -> set[int]:
+        """Which of these keys stand in the database."""
+        known: set[int] = set()
+        for first in range(0, len(keys), _MOST_VALUES):
+            some = keys[first : first + _MOST_VALUES]
+            found = self._run(f"SELECT key FROM seen WHERE key IN ({','.join('?' * len(some))})", some)
+            known.update(key for (key,) in found)
+        return known
 
     def is_near_duplicate(self, question: str, answer: str) -> bool:
         """Whether there was nearly this question with nearly this answer before; if not, from now on there was.
