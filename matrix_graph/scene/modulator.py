@@ -57,22 +57,22 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         unjudged = [_unjudged(state, action) for action in actions]
         return {**_settle(stage, state, actions, unjudged), "round": round}
     start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
-    header = _header(state, actions, anew=True)
-    asked = [_question(position, action, _others(state, action["role"])) for position, action in enumerate(actions)]
+    things = _things(state)
+    asked = [_question(position, actions) for position in range(len(actions))]
     dialogue, calls = await stage.fitted(
         state["modulator"] or chat.begin(start),
         start,
-        [header, max(asked, key=len)],
+        [things, max(asked, key=len)],
         stage.config.max_judgement_tokens,
         prompt="modulator",
         role=None,
         round=round,
     )
     if not calls and _objects_told(state) == state["objects"]:
-        header = _header(state, actions, anew=False)
+        things = fill("modulator", "things_as_before")
     answers = await asyncio.gather(
         *(
-            _judge(stage, state, chat.say(dialogue, f"{header}\n\n{question}")["messages"], action)
+            _judge(stage, state, chat.say(dialogue, f"{things}\n{question}")["messages"], action)
             for question, action in zip(asked, actions, strict=True)
         )
     )
@@ -82,7 +82,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         **_settle(stage, state, actions, answers),
         "round": round,
         "calls": calls,
-        "modulator": _remembered(dialogue, header, actions, answers),
+        "modulator": _remembered(dialogue, things, actions, answers),
     }
 
 
@@ -193,12 +193,9 @@ def _left_over(state: SceneState) -> dict[str, list[Unread]]:
     return {name: list(unread) for name, unread in state["inbox"].items() if name not in told}
 
 
-def _header(state: SceneState, actions: list[Action], *, anew: bool) -> str:
-    numbered = "\n".join(f"{n}. {action['role']}: {action['action']}" for n, action in enumerate(actions, 1))
-    if not anew:
-        return fill("modulator", "round_as_before", actions=numbered)
+def _things(state: SceneState) -> str:
     objects = "\n".join(f"- {name}: {condition}" for name, condition in state["objects"].items()) or "-"
-    return fill("modulator", "round", objects=objects, actions=numbered)
+    return fill("modulator", "things", objects=objects)
 
 
 def _objects_told(state: SceneState) -> dict[str, str] | None:
@@ -213,27 +210,35 @@ def _objects_told(state: SceneState) -> dict[str, str] | None:
     return told
 
 
-def _question(position: int, action: Action, others: list[str]) -> str:
-    return fill(
-        "modulator",
-        "judge_later" if position else "judge",
-        action=f"{action['role']}: {action['action']}",
-        others=", ".join(others) or "nobody else",
-    )
+def _question(position: int, actions: list[Action]) -> str:
+    """What is asked about one action of the round; a question about one of several lists them all first."""
+    action = actions[position]
+    if len(actions) == 1:
+        return fill("modulator", "judge_only", role=action["role"], action=action["action"])
+    which = fill("modulator", "judge_later" if position else "judge_first", number=position + 1, role=action["role"])
+    return f"{_listed(actions)}\n{which}"
+
+
+def _listed(actions: list[Action]) -> str:
+    lines = "\n".join(f"{number}. {action['role']}: {action['action']}" for number, action in enumerate(actions, 1))
+    return fill("modulator", "actions", actions=lines)
 
 
 def _others(state: SceneState, name: str) -> list[str]:
     return [role["name"] for role in _cast(state)["roles"] if role["name"] != name]
 
 
-def _remembered(dialogue: Dialogue, header: str, actions: list[Action], answers: list[Answer[_Judgement]]) -> Dialogue:
+def _remembered(dialogue: Dialogue, things: str, actions: list[Action], answers: list[Answer[_Judgement]]) -> Dialogue:
     """The modulator's dialogue after the round: its first judgement as it was, and a line on each of the others.
 
     What the server has in its cache is the first judgement's prompt and completion. The others were made side by side
     with it, so that their full texts would have to be read anew by every judgement of the next round.
     """
     judged = next((n for n, answer in enumerate(answers) if answer.problem is None), None)
-    remembered = chat.say(dialogue, header) if judged is None else chat.answered(dialogue, answers[judged])
+    if judged is None:
+        remembered = chat.say(dialogue, f"{things}\n{_listed(actions)}")
+    else:
+        remembered = chat.answered(dialogue, answers[judged])
     others = [pair for position, pair in enumerate(zip(actions, answers, strict=True)) if position != judged]
     if not others:
         return remembered

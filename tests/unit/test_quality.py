@@ -12,7 +12,7 @@ from matrix_graph.errors import ModelError
 from matrix_graph.evaluate.caricature import caricatures, exaggeration, individuation, sentences
 from matrix_graph.evaluate.leaks import leaks
 from matrix_graph.evaluate.quality import MEASURES, repetition, scene_measures, scene_quality
-from matrix_graph.records import Cast, Change, Event, Message, Role, SocialObject, Usage
+from matrix_graph.records import Call, Cast, Change, Event, Message, Role, SocialObject, Usage
 from tests.unit.scripted import ScriptedModel
 
 
@@ -106,14 +106,22 @@ async def played() -> Trace:
 
 
 def _unseen(trace: Trace) -> list[tuple[int, Event]]:
-    """(call, event) where the caller was not among those who saw an earlier event of somebody else."""
+    """(call, event) where the caller had not seen an earlier event of somebody else, nor the whole plan."""
     return [
         (number, past)
         for number, call in enumerate(trace.calls)
         if call.purpose == "act" and call.role != trace.cast.ego  # type: ignore[union-attr]
         for past in trace.events
-        if past.round < (call.round or 0) and past.role != call.role and call.role not in past.observers
+        if past.round < (call.round or 0)
+        and past.role != call.role
+        and call.role not in past.observers
+        and set(trace.cast.plan) - _seen(trace, call)  # type: ignore[union-attr]
     ]
+
+
+def _seen(trace: Trace, call: Call) -> set[str]:
+    """The actions that the caller had seen."""
+    return {event.action for event in trace.events if call.role in event.observers and event.round < (call.round or 0)}
 
 
 def tell(trace: Trace, number: int, text: str) -> Trace:
@@ -132,12 +140,13 @@ async def test_whatever_is_put_into_a_prompt_is_found() -> None:
     number, past = _unseen(trace)[0]
     call = trace.calls[number]
     other = next(role for role in trace.cast.roles if role.name != call.role)
+    secret = next(step for step in trace.cast.plan if step not in _seen(trace, call))
     injected = {
         "observation": f"- {past.role}: does what nobody saw",
         "action": f"You heard that {past.action}",
         "profile": f"By the way: {other.traits}",
         "judgement": f"You know that {past.reason}",
-        "plan": f"They plan: {trace.cast.plan[-1]}",
+        "plan": f"They plan: {secret}",
     }
     for kind, text in injected.items():
         found = leaks(tell(trace, number, text))
