@@ -406,7 +406,6 @@ def _new_first(call: Call) -> Call:
 
 async def measure(options: argparse.Namespace, report: Report) -> None:
     """Play everything on one server, and print it."""
-    questions = questions_from(options.questions, options.scenes + 1)
     server = None if options.base_url else VLLMServer(options.model, config=as_needed(ServerConfig()), on_status=print)
     async with server or nullcontext():
         if server is None:
@@ -415,6 +414,7 @@ async def measure(options: argparse.Namespace, report: Report) -> None:
             key = SecretStr(server.api_key)
             model = ChatVLLM(base_url=server.base_url, api_key=key, model=server.model_name, server=server)
         limit = options.requests or await lookout.requests_for(model)
+        questions = questions_from(options.questions, (options.scenes or limit + LEAST_SCENES) + 1)
         salts = await salts_for(model)
         await Rehearsal(salts.model(model, "warm-up"), config=CONFIG).ainvoke(questions.pop())
         heading(f"Run and ceiling: {len(questions)} scenes, {limit} requests in flight")
@@ -440,7 +440,9 @@ def main() -> int:
     """Measure; returns the exit code."""
     made = parser(__doc__)
     made.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl", help='rows with a "question"')
-    made.add_argument("--scenes", type=int, default=128, help="scenes of the run (default: 128)")
+    made.add_argument(
+        "--scenes", type=int, help=f"scenes of the run (default: {LEAST_SCENES} more than requests in flight)"
+    )
     made.add_argument("--requests", type=int, help="requests in flight (default: what `matrix-graph run` would take)")
     made.add_argument(
         "--parts", type=int, default=1, help="run and ceiling take turns so often, against drift (default: 1)"
@@ -453,6 +455,8 @@ def main() -> int:
     )
     add_model_options(made)
     options = made.parse_args()
+    if not options.questions.is_file():
+        made.error(f"{options.questions} is no file")
     report = Report()
     asyncio.run(measure(options, report))
     return report.finish(options.json)
