@@ -45,7 +45,6 @@ def test_cpu_command(tmp_path: Path) -> None:
     assert option(command, "--max-lora-rank") == "16"
     assert {"--enforce-eager", "--enable-prefix-caching", "--enable-lora"} <= set(command)
     assert option(command, "--block-size") == "32"
-    assert json.loads(option(command, "--structured-outputs-config"))["disable_any_whitespace"] is True
     assert "--gpu-memory-utilization" not in command
 
 

@@ -25,11 +25,6 @@ from matrix_graph.models.serving.weights import layer_matrices
 CPU_CONTEXT_TOKENS = 4096
 """The longest context that is taken by default on a CPU, where the cache is small and long prompts take minutes."""
 
-_COMPACT_JSON = json.dumps({"backend": "guidance", "disable_any_whitespace": True})
-"""How replies are held to a schema: without white space, which small models fall into for a tenth of their tokens; and
-by llguidance, which has a new schema ready within milliseconds, where xgrammar takes a second for the first and 20
-milliseconds for each other. Every cast makes schemas of its own."""
-
 _FEW_CORES = 2
 """Of so few, vLLM's CPU build shall use all for the model."""
 _LEAST_CACHE_GIB, _MOST_CACHE_GIB = 2, 16
@@ -109,7 +104,6 @@ def server_command(config: ServerConfig, *, model: str, port: int, device: Accel
     options = ["--served-model-name", served_name(model), "--host", config.host, "--port", str(port)]
     # On by default today, but everything here is built on it. The access log would fill the disk with polls.
     options += ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
-    options += ["--structured-outputs-config", _COMPACT_JSON]
     dtype = "bfloat16" if device == "cpu" and config.dtype == "auto" else config.dtype
     options += ["--dtype", dtype]
     context = config.max_model_len
