@@ -292,7 +292,7 @@ def _judgement(scene: Trace, number: int, verdict: NewVerdict) -> str:
     }
     if not verdict.plausible:
         judgement |= {"observers": [], "changes": [], "consequence": None}
-    return json.dumps(judgement, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(judgement, ensure_ascii=False)
 
 
 def _one_of(name: str, names: list[str], kind: str) -> str:

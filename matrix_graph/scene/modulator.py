@@ -58,7 +58,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         return {**_settle(stage, state, actions, unjudged), "round": round}
     start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
     things = _things(state)
-    asked = [_question(state, position, actions) for position in range(len(actions))]
+    asked = [_question(position, actions) for position in range(len(actions))]
     dialogue, calls = await stage.fitted(
         state["modulator"] or chat.begin(start),
         start,
@@ -210,14 +210,13 @@ def _objects_told(state: SceneState) -> dict[str, str] | None:
     return told
 
 
-def _question(state: SceneState, position: int, actions: list[Action]) -> str:
+def _question(position: int, actions: list[Action]) -> str:
     """What is asked about one action of the round; a question about one of several lists them all first."""
-    role, action = actions[position]["role"], actions[position]["action"]
-    others = ", ".join(_others(state, role)) or "nobody else"
+    action = actions[position]
     if len(actions) == 1:
-        return fill("modulator", "judge_only", role=role, action=action, others=others)
-    section = "judge_later" if position else "judge_first"
-    return f"{_listed(actions)}\n{fill('modulator', section, number=position + 1, role=role, others=others)}"
+        return fill("modulator", "judge_only", role=action["role"], action=action["action"])
+    which = fill("modulator", "judge_later" if position else "judge_first", number=position + 1, role=action["role"])
+    return f"{_listed(actions)}\n{which}"
 
 
 def _listed(actions: list[Action]) -> str:

@@ -76,7 +76,7 @@ async def act(stage: Stage, task: RoleTask, perform: Perform | None = None) -> P
 
 def spoken(action: str) -> str:
     """An action as the model would have said it."""
-    return json.dumps({"action": action}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps({"action": action}, ensure_ascii=False)
 
 
 def parse_action(text: str) -> str:

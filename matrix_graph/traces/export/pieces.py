@@ -21,8 +21,7 @@ Kind = Literal["answer", "role", "modulator", "cast", "consequence", "helpful"]
 Chat = list[Message]
 
 _HUMAN = "human"
-_STEPS = (json.JSONEncoder(ensure_ascii=False, separators=(",", ":")), json.JSONEncoder(ensure_ascii=False))
-"""How a step of the ego's plan stands in its dialogue: as now, and with the white space of earlier traces."""
+_STEP = json.JSONEncoder(ensure_ascii=False)
 _TURNS = ["user", "assistant"]
 
 
@@ -131,8 +130,7 @@ def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str
         elif call.get("error") is None and call["completion"] and not call["completion"].isspace():
             spoken.append((call, kind, (call["role"] or "") if kind == "role" else ""))
     own = {call["completion"] for call, _, _ in spoken}
-    plan = (scene["cast"] or {}).get("plan", ())
-    steps = {encoder.encode({"action": step}) for step in plan for encoder in _STEPS}
+    steps = {_STEP.encode({"action": step}) for step in (scene["cast"] or {}).get("plan", ())}
     whole = set(range(len(spoken))) if by_call else _whole(spoken)
     for number, (call, kind, speaker) in enumerate(spoken):
         if number not in whole:
