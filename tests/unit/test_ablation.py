@@ -81,7 +81,7 @@ def test_what_cannot_be_played_is_refused() -> None:
 
 async def play(folder: Path) -> None:
     ways = variants(CONFIG, roles=[1], steps=[4])
-    questions = [Question(id=f"q{n}", question=f"How do I do {n}?") for n in range(6)]
+    questions = [Question(id=f"q{n}", question=f"How do I do {n}?") for n in range(24)]
     candidates = {way.name: RehearsalCandidate(scene=way.scene) for way in ways}
     async with Evaluation(questions, candidates, ScriptedModel(seed=3), out=folder, baseline=FULL) as run:
         await run.run()
