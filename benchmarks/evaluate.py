@@ -35,7 +35,7 @@ from _common import Report, add_model_options, heading, parser, questions_from, 
 from _common import with_fields as changed
 from pydantic import SecretStr
 
-from matrix_graph import ChatVLLM, VLLMServer
+from matrix_graph import ChatVLLM, SceneConfig, VLLMServer
 from matrix_graph.batch import lookout
 from matrix_graph.errors import ModelRequestError
 from matrix_graph.evaluate.candidates.roster import roster_from
@@ -84,7 +84,7 @@ async def measure(options: argparse.Namespace, report: Report) -> None:
         limit = options.requests or await lookout.requests_for(model)
         salted = await takes_salt(model)
         asked = model.model_copy(update={"extra_body": {"cache_salt": secrets.token_hex(4)}}) if salted else model
-        roster = roster_from(options.candidates)
+        roster = roster_from(options.candidates, SceneConfig(max_answer_tokens=options.max_answer_tokens))
         heading(f"{len(roster.candidates)} candidates, {len(questions)} questions, {limit} requests in flight")
         with tempfile.TemporaryDirectory(prefix="evaluate-") as folder, recorded() as recording:
             began, used = time.monotonic(), time.process_time()
@@ -134,6 +134,12 @@ def main() -> int:
     made.add_argument("--questions-each", type=int, default=100, help="questions a candidate answers (default: 100)")
     made.add_argument("--candidates", default=CANDIDATES, help=f"default: {CANDIDATES}")
     made.add_argument("--requests", type=int, help="in flight (default: what `matrix-graph evaluate` would take)")
+    made.add_argument(
+        "--max-answer-tokens",
+        type=int,
+        default=SceneConfig().max_answer_tokens,
+        help="the longest answer of any candidate; less is quicker, and harder for this program (default: %(default)s)",
+    )
     made.add_argument("--fake", type=float, metavar="SECONDS", help="a fake server that takes so long for each request")
     add_model_options(made)
     options = made.parse_args()
