@@ -181,6 +181,9 @@ def main() -> int:
     for field, what in (("cpu", "processor time"), ("clock", "time on the clock")):
         report.say(f"{what} per scene, first tenth", times[field][0], "ms")
         report.say(f"{what} per scene, last tenth", times[field][1], "ms")
+    tenths = [in_flight + n * (options.scenes - 2 * in_flight) / 10 for n in range(11)]
+    each = [per_scene(looks, int(start), int(end), "cpu") for start, end in pairwise(tenths)]
+    report.say("processor time per scene by tenths, ms", " ".join(f"{milliseconds:.1f}" for milliseconds in each))
     report.check("last / first tenth, processor time", times["cpu"][1] / times["cpu"][0], at_most=_MOST_SLOWER)
     report.say("last / first tenth, time on the clock", times["clock"][1] / times["clock"][0])
     calls = disk.calls / disk.scenes
