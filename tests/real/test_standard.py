@@ -10,7 +10,15 @@ from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.server import VLLMServer
 
 
+@pytest.mark.flaky(reruns=3)
 class TestStandardIntegration(ChatModelIntegrationTests):
+    """What a test asks for is at times beyond a model of 135M parameters, whatever the client does.
+
+    Left alone it goes on with a sentence until its tokens are used up, which a frequency penalty ends. What it writes
+    also hangs on the processor's arithmetic and on what the prefix cache holds, even at temperature 0: a test has four
+    tries, drawn anew. A client that is wrong fails all of them.
+    """
+
     server: VLLMServer
 
     @pytest.fixture(autouse=True, scope="class")
@@ -28,27 +36,20 @@ class TestStandardIntegration(ChatModelIntegrationTests):
             "model": self.server.model_name,
             "base_url": self.server.base_url,
             "api_key": self.server.api_key,
-            "temperature": 0.0,
+            "temperature": 0.2,
             "max_tokens": 256,
+            "extra_body": {"frequency_penalty": 0.7},
         }
 
     @property
     def supports_json_mode(self) -> bool:
         return True
 
-    @pytest.mark.xfail(reason="The 135M model fills an object that has no properties with blanks, without an end.")
-    def test_tool_calling_with_no_arguments(self, model: BaseChatModel) -> None:
-        super().test_tool_calling_with_no_arguments(model)
-
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
     @pytest.mark.xfail(reason="The 135M model calls no tool where it is free not to.")
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
-    @pytest.mark.xfail(reason="The 135M model goes on with a sentence of free length until its tokens are used up.")
-    def test_structured_output_optional_param(self, model: BaseChatModel) -> None:
-        super().test_structured_output_optional_param(model)
-
-    @pytest.mark.xfail(reason="The 135M model goes on with a sentence of free length until its tokens are used up.")
+    @pytest.mark.xfail(reason="Free to write any JSON object, the 135M model writes one without the keys asked for.")
     def test_json_mode(self, model: BaseChatModel) -> None:
         super().test_json_mode(model)
