@@ -112,6 +112,17 @@ def server() -> Iterator[ModelServer]:
         yield running
 
 
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """What a program says on standard error until it has said something; fails if it ends before."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if words in line:
+            return said
+    pytest.fail(f"it never said {words!r}: {said}")
+
+
 def ended(process: subprocess.Popen[str], within: float = 10) -> tuple[int, str, str]:
     out, errors = process.communicate(timeout=within)
     assert "Traceback" not in out + errors, errors
@@ -536,8 +547,10 @@ def test_serve_says_how_to_use_it_and_leaves_nothing(
     for pid in (process.pid, *children):
         assert key not in Path(f"/proc/{pid}/cmdline").read_text()
 
+    before = read_until(process, "serving; ")
     process.send_signal(number)
-    returned, out, errors = ended(process)
+    returned, out, after = ended(process)
+    errors = before + after
     assert returned == code
     assert key not in "".join([first, log, out, errors]) and key not in Path(log.removeprefix("log: ")).read_text()
     assert errors.splitlines()[0] == "vLLM: 0 s, starting Python"

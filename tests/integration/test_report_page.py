@@ -338,6 +338,12 @@ def test_everything_can_be_done_by_keyboard(browser: Any, small: Path) -> None:
         press("ArrowLeft")
         page.wait_for_function("location.hash === '#robbery'")
         page.wait_for_function("document.querySelector('#event-6')")
+        press("/")
+        page.wait_for_function("document.activeElement.id === 'q'")
+        assert page.evaluate("getSelection().toString()") == "bank corner"
+        press("ArrowDown")
+        press("Enter")
+        page.wait_for_selector("table.lanes")
         press("Escape")
         page.wait_for_selector("#scenes > li")
         assert page.evaluate("document.activeElement.getAttribute('href')") == "#robbery"
