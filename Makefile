@@ -31,7 +31,7 @@ unit: $(VENV)/.dev ## Unit tests: no sockets, under a minute.
 	$(BIN)/coverage run -m pytest tests/unit -n 2
 
 integration: $(VENV)/.dev $(VENV)/.train ## Integration tests: real processes and real HTTP; with the unit tests at least 90% coverage.
-	$(BIN)/coverage run -m pytest tests/integration -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/coverage run -m pytest tests/integration -n 3 --dist loadscope --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -330,7 +330,7 @@ def two_signals_stop_at_once(folder: Path) -> None:
         process = run.start()
         assert eventually(lambda: run.lines == 3 and server.in_flight == 5)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        read_until(process, "no new scenes begin")
         assert process.poll() is None
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)

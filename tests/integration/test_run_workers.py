@@ -234,7 +234,7 @@ def test_two_signals_stop_at_once_and_leave_no_worker(run: Run, server: ModelSer
     assert eventually(lambda: server.in_flight == 8)
     workers = workers_of(process.pid)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    read_until(process, "no new scenes begin")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert ended(process)[0] == 130
