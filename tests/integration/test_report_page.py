@@ -162,7 +162,7 @@ def test_the_rest_of_the_list_comes_as_it_is_scrolled_to(browser: Any, large: Pa
         page = visit.open()
         before = page.locator("#scenes > li").count()
         page.evaluate("document.documentElement.style.scrollBehavior = 'auto'; scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_function("before => document.querySelectorAll('#scenes > li').length > before", arg=before)
+        page.wait_for_selector(f"#scenes > li:nth-child({before + 1})")
         last = page.locator("#scenes > li").last
         assert last.get_attribute("aria-setsize") == "5000"
 
@@ -333,13 +333,13 @@ def test_everything_can_be_done_by_keyboard(browser: Any, small: Path) -> None:
         page.wait_for_selector("table.lanes")
         assert page.evaluate("document.activeElement.tagName") == "H1"
         press("ArrowRight")
-        page.wait_for_function("location.hash === '#robbery-what-if'")
+        page.wait_for_url("**#robbery-what-if")
         page.wait_for_selector(".notice.branch")
         press("ArrowLeft")
-        page.wait_for_function("location.hash === '#robbery'")
-        page.wait_for_function("document.querySelector('#event-6')")
+        page.wait_for_url("**#robbery")
+        page.wait_for_selector("#event-6")
         press("/")
-        page.wait_for_function("document.activeElement.id === 'q'")
+        page.wait_for_selector("#q:focus")
         assert page.evaluate("getSelection().toString()") == "bank corner"
         press("ArrowDown")
         press("Enter")

@@ -42,12 +42,6 @@ const IN_SCENE = {
   c: () => { const button = byId('detail').querySelector('[data-pick]'); if (button) button.click(); return Boolean(button); },
 };
 const ANYWHERE = {
-  '/': () => {
-    // At once: what is selected later would take away what has been typed by then.
-    const search = () => { byId('q').focus(); byId('q').select(); };
-    if (!byId('list-view').hidden) search();
-    else if (follow('up')) addEventListener('hashchange', search, { once: true }); // after the page's own, which shows the list
-    return true;
-  },
+  '/': () => { if (byId('list-view').hidden) searchWanted = follow('up'); else search(); return true; },
   '?': () => { byId('keys').showModal(); return true; },
 };

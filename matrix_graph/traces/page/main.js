@@ -3,6 +3,7 @@
 let shownKey = null;
 let lastRow = null;
 let turn = 0;
+let searchWanted = false; // once the list is there
 
 async function route() {
   turn += 1;
@@ -61,8 +62,15 @@ function showList(hash) {
   drawPicked();
   for (const item of byId('scenes').children) item.querySelector('.pick input').checked = picked.includes(item.dataset.key);
   const place = back ? found.findIndex((row) => row.key === lastRow) : -1;
-  if (place >= 0) focusRow(place);
+  if (searchWanted) search();
+  else if (place >= 0) focusRow(place);
   else if (back) byId('list-title').focus();
+}
+
+function search() {
+  searchWanted = false;
+  byId('q').focus();
+  byId('q').select();
 }
 
 function goTo(part) {
