@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from matrix_graph.config import Settings
 from matrix_graph.errors import ModelRequestError, ModelUnavailableError
 from matrix_graph.models.chat_vllm import ChatVLLM
-from matrix_graph.models.server import ServerConfig, VLLMServer
+from matrix_graph.models.server import ServerConfig, VLLMServer, name_of_source
 
 _REACH_SECONDS = 6.0
 """How long a server that already runs is waited for before a command begins."""
@@ -33,6 +33,17 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
         yield ChatVLLM(
             model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
         )
+
+
+def name_beforehand(settings: Settings) -> str | None:
+    """The name by which the server of `connected_model` will know the model; None if only that server can tell.
+
+    Raises:
+        ServerError: the model is a folder that is missing, or holds no model.
+    """
+    if settings.base_url is not None:
+        return settings.model or None
+    return name_of_source(settings.model)
 
 
 def as_needed(config: ServerConfig) -> ServerConfig:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from matrix_graph.batch.folder import read_summary
+from matrix_graph.batch.intake import finished_run
 from matrix_graph.batch.lock import is_locked
 from matrix_graph.batch.process import collect_garbage_rarely, open_many_files
 from matrix_graph.batch.progress import Progress
@@ -110,6 +111,9 @@ async def _run(
     **options: Any,
 ) -> tuple[Summary, int | None, MatrixGraphError | None]:
     with run_view(console) as view:
+        if (done := await asyncio.to_thread(_finished, questions, out, settings, format, **options)) is not None:
+            view.status("every question is done already; nothing is played")
+            return _told(done.snapshot(), out, console), None, None
         # These imports take a second, in which people see that it starts.
         from matrix_graph.batch.runner import Batch, StoppedError
         from matrix_graph.connect import connected_model, steadfast
@@ -137,9 +141,35 @@ async def _run(
                     except MatrixGraphError as failure:
                         error = failure
             summary = batch.progress.snapshot()
+    return _told(summary, out, console), stopped_by, error
+
+
+def _finished(
+    questions: Path,
+    out: Path,
+    settings: Settings,
+    format: InputFormat,
+    *,
+    cast: Cast | None = None,
+    retry_failed: bool = False,
+    force_new_settings: bool = False,
+    **_: Any,
+) -> Progress | None:
+    """How a run stands that is done already, before its model server is waited for; None: it may not be done."""
+    from matrix_graph.connect import name_beforehand
+
+    model = name_beforehand(settings)
+    if model is None or force_new_settings or not questions.is_file():
+        return None
+    return finished_run(
+        questions, format, out, model=model, config=settings.scene, cast=cast, retry_failed=retry_failed
+    )
+
+
+def _told(summary: Summary, out: Path, console: Console) -> Summary:
     for line in final(summary, out):
         console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    return summary, stopped_by, error
+    return summary
 
 
 def _count(questions: Path, format: InputFormat, progress: Progress) -> None:

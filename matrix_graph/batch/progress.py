@@ -94,12 +94,14 @@ class Progress:
         """What was last set; see `Summary`."""
         return self._state
 
-    def connected(self, model: str, base_url: str, *, scenes: int, requests: int) -> None:
-        """The model server is known.
+    def connected(
+        self, model: str, base_url: str = "", *, scenes: int | None = None, requests: int | None = None
+    ) -> None:
+        """The model server is known, or at least what it serves.
 
         Args:
             model: the served name.
-            base_url: its address; a user and a password in it are not kept.
+            base_url: its address; a user and a password in it are not kept. Empty: none is needed.
             scenes: the most scenes in flight.
             requests: the most requests in flight.
         """

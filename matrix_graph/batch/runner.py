@@ -19,7 +19,8 @@ from typing import Any, Self
 from langchain_core.language_models import BaseChatModel
 
 from matrix_graph.batch import lookout
-from matrix_graph.batch.folder import RunFolder, identity
+from matrix_graph.batch.folder import RunFolder
+from matrix_graph.batch.intake import Intake, run_settings
 from matrix_graph.batch.player import Played, Player, ScenePlayer
 from matrix_graph.batch.process import most_open_connections
 from matrix_graph.batch.progress import Progress
@@ -108,7 +109,6 @@ class Batch:
         self._folder: RunFolder | None = None
         self._workers: WorkerPlayer | None = None
         self._writer = ThreadPoolExecutor(1, "traces")
-        self._met: set[int] = set()
         self._scenes: set[asyncio.Task[None]] = set()
         self._aside: list[tuple[Row, Played]] = []
         self._finished: asyncio.Queue[Played | None] = asyncio.Queue(_WAITING_TRACES)
@@ -139,11 +139,7 @@ class Batch:
     async def _prepare(self) -> None:
         model = self._given_model
         self._name = name = await lookout.served_name(model)
-        self._settings = {
-            "model": name,
-            "scene": self._config.model_dump(mode="json"),
-            "cast": self._cast.model_dump(mode="json") if self._cast else None,
-        }
+        settings = run_settings(name, self._config, self._cast)
         allowed = most_open_connections()
         if self._max_requests is not None and self._max_requests > allowed:
             raise ConfigError(
@@ -157,9 +153,10 @@ class Batch:
         self.progress.connected(name, address, scenes=self._max_scenes, requests=most)
         self._slots = asyncio.Semaphore(self._max_scenes)
         if self.directory is not None:
-            folder = RunFolder(self.directory, self._settings, **self._folder_options)
+            folder = RunFolder(self.directory, settings, **self._folder_options)
             await self._in_writer(folder.__enter__)
             self._folder = folder
+        self._intake = Intake(settings, self._folder, self.progress)
         self._player: Player = await self._make_player(model, name)
 
     async def _make_player(self, model: BaseChatModel, name: str) -> Player:
@@ -244,13 +241,7 @@ class Batch:
             if isinstance(row, Rejected):
                 await self._reject(row)
                 continue
-            key = identity(row.question, row.draft, self._settings)
-            if int(key, 16) in self._met:
-                self.progress.row_duplicate()
-                continue
-            self._met.add(int(key, 16))
-            if self._folder is not None and key in self._folder:
-                self.progress.row_done_before(self._folder.status_of(key))
+            if (key := self._intake.missing(row)) is None:
                 continue
             await self._slots.acquire()
             try:

@@ -19,7 +19,7 @@ from typing import Self
 
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models import engine
-from matrix_graph.models.bundled import cache_directory, check_model_folder, prepare_bundled_model
+from matrix_graph.models.bundled import MODEL_NAME, cache_directory, check_model_folder, prepare_bundled_model
 from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
 from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint
 from matrix_graph.models.serving.launch import (
@@ -334,6 +334,21 @@ class VLLMServer:
                     _log.warning("after the restart: %s", error)
                     self._on_status(f"adapter {name} is lost: {error}")
                     del self._adapters[name]
+
+
+def name_of_source(model: str | Path | None) -> str:
+    """The name by which a server of this model will know it, before there is one.
+
+    Args:
+        model: as `VLLMServer` takes it.
+
+    Raises:
+        ServerError: it is a folder that is missing, or holds no model.
+    """
+    if model is None:
+        return MODEL_NAME
+    folder = check_model_folder(str(model))
+    return served_name(str(model) if folder is None else str(folder.resolve()))
 
 
 def _say_nothing(line: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from matrix_graph import Trace, read_traces
 from matrix_graph.batch.summary import Summary
+from matrix_graph.models.bundled import MODEL_NAME
 from tests.integration.model_server import Fault, ModelServer
 from tests.integration.scenes import Stories, busy, drafted
 from tests.integration.test_cli import COMMAND, Done, Shell, ended
@@ -209,6 +210,42 @@ def the_same_command_does_what_is_missing(folder: Path) -> None:
         assert "scene.steps: 1 -> 2" in done.stderr and "scene.temperature: 0.2 -> 0.7" in done.stderr
         assert "--force-new-settings" in done.stderr and "another --out" in done.stderr
         assert only_looked(server) and len(run.traces()) == 12
+
+
+@STORIES.add
+def a_run_that_is_done_or_must_not_go_on_waits_for_no_server(folder: Path) -> None:
+    with on_server(folder, models=(MODEL_NAME,)) as (run, server):
+        questions = run.ask(4)
+        run.ask(1)
+        (folder / FILE).open("a").write("no question\n")
+        server.reply = lambda body: Fault(400) if body["messages"][-1]["content"] == questions[0] else busy(body)
+        named = ("--model", MODEL_NAME)
+        assert run.finish(*named).returncode == 1
+        before = (run.out / "traces.jsonl").read_bytes()
+
+        # The name of the model being known, nobody is asked for it; a server of our own need not be started.
+        server.reset()
+        done = run.finish(*named, "--json")
+        own = run.shell.run("run", FILE, "--out", "run", *SMALL, "--json")
+        for again in (done, own):
+            assert again.returncode == 1 and "nothing is played" in again.stderr, again.stderr
+            summary = Summary.model_validate_json(again.stdout)
+            counted = summary.questions
+            assert (summary.state, summary.model, summary.this_start.scenes) == ("done", MODEL_NAME, 0)
+            assert (counted.total, counted.finished, counted.failed, counted.left) == (4, 3, 1, 0)
+            assert (counted.duplicates, counted.rejected, len(rejected(run))) == (1, 1, 1)
+        other = run.shell.run("run", FILE, "--out", "run", "--steps", 2)
+        assert other.returncode == 2 and "--force-new-settings" in other.stderr, other.stderr
+        assert server.requests == [] and (run.out / "traces.jsonl").read_bytes() == before
+
+        # A failed scene that is to be tried again is something to do, and so is a question more.
+        server.reply = busy
+        run.finish(*named, "--retry-failed")
+        assert drafted(server) == {questions[0]: 1}
+        server.reset()
+        more = run.ask(1, first=4)
+        run.finish(*named)
+        assert drafted(server) == {more[0]: 1} and run.questions() == sorted([*questions, *more])
 
 
 # ---- watching, and one run at a time --------------------------------------------------------------------------------
