@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from matrix_graph.batch.runner import StoppedError
+from matrix_graph.batch.jobs import StoppedError
 from matrix_graph.interrupts import interrupts
 
 T = TypeVar("T")

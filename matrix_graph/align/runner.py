@@ -28,8 +28,8 @@ from matrix_graph.align.record import STAGES, AlignRecord, Redone, StageName, St
 from matrix_graph.align.target import Target, given_target, own_target
 from matrix_graph.align.voice import Voice
 from matrix_graph.align.words import BUNDLED_NOTE, outcome, outlook
+from matrix_graph.batch.jobs import StoppedError
 from matrix_graph.batch.lock import RunLock
-from matrix_graph.batch.runner import StoppedError
 from matrix_graph.batch.words import duration
 from matrix_graph.config import Settings, load_settings
 from matrix_graph.errors import ConfigError

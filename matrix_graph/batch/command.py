@@ -115,7 +115,8 @@ async def _run(
             view.status("every question is done already; nothing is played")
             return _told(done.snapshot(), out, console), None, None
         # These imports take a second, in which people see that it starts.
-        from matrix_graph.batch.runner import Batch, StoppedError
+        from matrix_graph.batch.jobs import StoppedError
+        from matrix_graph.batch.runner import Batch
         from matrix_graph.connect import connected_model, steadfast
 
         async with connected_model(steadfast(settings), view.status) as model:

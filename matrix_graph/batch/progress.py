@@ -168,25 +168,28 @@ class Progress:
         """A question was done in an earlier start, and is not played again."""
         self._done[status] += 1
 
-    def scene_started(self) -> None:
+    def begun(self) -> None:
         """A scene is in flight."""
         self._in_flight += 1
 
-    def scene_ended(self, status: Status | None, *, seconds: float = 0.0, calls: int = 0) -> None:
-        """A scene is no longer in flight.
+    def put_back(self) -> None:
+        """A scene is no longer in flight, and its question is not done."""
+        self._mark()
+        self._in_flight = max(self._in_flight - 1, 0)
+
+    def scene_ended(self, status: Status, *, seconds: float = 0.0, calls: int = 0) -> None:
+        """A scene is no longer in flight, and its question is done.
 
         Args:
-            status: how it ended; None: it was put back, and its question is not done.
+            status: how it ended.
             seconds: how long it took.
             calls: its model calls.
         """
-        self._mark()
-        self._in_flight = max(self._in_flight - 1, 0)
-        if status is not None:
-            self._done[status] += 1
-            self._scenes += 1
-            self._scene_seconds += seconds
-            self._scene_calls += calls
+        self.put_back()
+        self._done[status] += 1
+        self._scenes += 1
+        self._scene_seconds += seconds
+        self._scene_calls += calls
 
     def set_aside(self) -> None:
         """A question is not tried for the time being; if a scene of it is in flight, that ends apart from this."""

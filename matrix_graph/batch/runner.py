@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,7 @@ from langchain_core.language_models import BaseChatModel
 from matrix_graph.batch import lookout
 from matrix_graph.batch.folder import RunFolder
 from matrix_graph.batch.intake import Intake, run_settings
+from matrix_graph.batch.jobs import PER_REQUEST, Job, Jobs, StoppedError, each
 from matrix_graph.batch.player import Played, Player, ScenePlayer
 from matrix_graph.batch.process import most_open_connections
 from matrix_graph.batch.progress import Progress
@@ -28,7 +30,7 @@ from matrix_graph.batch.rows import Rejected, Row, to_row
 from matrix_graph.batch.summary import ENDED
 from matrix_graph.batch.workers import WorkerPlayer, check_portable
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ConfigError, MatrixGraphError, ModelError, ModelRequestError, TraceError
+from matrix_graph.errors import ConfigError, ModelError, ModelRequestError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
@@ -37,21 +39,13 @@ from matrix_graph.records import Cast, Trace
 Questions = Iterable[Any] | AsyncIterable[Any]
 """Questions as texts, `{"question", "draft"?, "id"?}` or rows of `read_rows`; of any number, taken one by one."""
 
-SCENES_PER_REQUEST = 2
-"""Scenes in flight at most, by requests in flight. A scene has two to three calls in flight, and now and then none."""
 _WAITING_TRACES = 16
 """Traces that wait for whoever takes them; then scenes wait too."""
 _WATCH_SECONDS = 2.0
-_SILENCE_SECONDS = 120.0
-"""How long no call may end, with some in flight, before the server is asked whether it is well."""
 _ROWS_AT_ONCE, _BREATH_SECONDS = 50, 0.001
 """Rows that are looked at before the scenes get their turn, and how long that is."""
 
 _log = logging.getLogger(__name__)
-
-
-class StoppedError(MatrixGraphError):
-    """The run was stopped before it was done."""
 
 
 class Batch:
@@ -109,14 +103,10 @@ class Batch:
         self._folder: RunFolder | None = None
         self._workers: WorkerPlayer | None = None
         self._writer = ThreadPoolExecutor(1, "traces")
-        self._scenes: set[asyncio.Task[None]] = set()
-        self._aside: list[tuple[Row, Played]] = []
         self._finished: asyncio.Queue[Played | None] = asyncio.Queue(_WAITING_TRACES)
-        self._dispatcher: asyncio.Task[None] | None = None
-        self._background: list[asyncio.Task[None]] = []
-        self._draining = False
+        self._conductor: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
-        self._rows = self._ranks = 0
         self._restarts = 0
 
     # ---- before and after -----------------------------------------------------------------------------------------
@@ -132,7 +122,7 @@ class Batch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._dispatcher is not None and not self._dispatcher.done() and self._error is None:
+        if self._conductor is not None and not self._conductor.done():
             self.stop()
         await self._close()
 
@@ -147,11 +137,13 @@ class Batch:
                 "Raise that (ulimit -n), or lower --max-requests."
             )
         most = self._max_requests or min(allowed, await lookout.requests_for(model))
-        self._max_scenes = self._max_scenes or SCENES_PER_REQUEST * most
+        self._max_scenes = self._max_scenes or PER_REQUEST * most
         self._traffic.most = most
         address = model.base_url if isinstance(model, ChatVLLM) else ""
         self.progress.connected(name, address, scenes=self._max_scenes, requests=most)
-        self._slots = asyncio.Semaphore(self._max_scenes)
+        self._jobs = Jobs(
+            self._traffic, self._keep, self.progress, calls=lambda: self.progress.calls, most=self._max_scenes
+        )
         if self.directory is not None:
             folder = RunFolder(self.directory, settings, **self._folder_options)
             await self._in_writer(folder.__enter__)
@@ -177,7 +169,7 @@ class Batch:
         return self._workers
 
     async def _close(self) -> None:
-        tasks = [*self._scenes, *self._background, *([self._dispatcher] if self._dispatcher else [])]
+        tasks = [task for task in (self._conductor, self._watcher) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -186,7 +178,7 @@ class Batch:
         await self._traffic.close()
         if self._folder is not None:
             if self.progress.state not in ENDED:
-                self.progress.state_changed("stopped", str(self._error or "The run was left before its end."))
+                self.progress.state_changed("stopped", str(self._jobs.error or "The run was left before its end."))
             self._folder.write_summary(self.progress.snapshot().model_dump(mode="json"))
             await self._in_writer(self._folder.__exit__, None, None, None)
             self._folder = None
@@ -208,9 +200,8 @@ class Batch:
             ConfigError: the questions cannot be read.
         """
         self.progress.state_changed("running")
-        self._dispatcher = asyncio.create_task(self._dispatch())
-        conductor = asyncio.create_task(self._conduct())
-        self._background += [conductor, asyncio.create_task(self._watch()), asyncio.create_task(self._until_gone())]
+        self._conductor = conductor = asyncio.create_task(self._conduct())
+        self._watcher = asyncio.create_task(self._watch())
         while (played := await self._finished.get()) is not None:
             yield played
         await conductor
@@ -219,76 +210,36 @@ class Batch:
 
     def drain(self) -> None:
         """Begin no more scenes; those in flight finish. `play` ends with StoppedError if something is left."""
-        if not self._draining:
-            self._draining = True
+        if not self._jobs.draining:
             self.progress.state_changed("draining")
-            if self._dispatcher is not None:
-                self._dispatcher.cancel()
+            self._jobs.drain()
 
     def stop(self) -> None:
         """Stop at once. What was in flight is played again by the next run."""
-        self._fail(StoppedError("Stopped at once. The same command goes on where it stopped."))
+        self._jobs.stop()
 
     # ---- from row to scene ----------------------------------------------------------------------------------------
 
-    async def _dispatch(self) -> None:
-        async for item in _each(self._questions):
-            self._rows += 1
-            if self._rows % _ROWS_AT_ONCE == 0:
-                # Rows that are done already wait for nothing, and must not keep scenes waiting.
-                await asyncio.sleep(_BREATH_SECONDS if self._scenes else 0)
-            row = item if isinstance(item, Rejected) else to_row(item)
-            if isinstance(row, Rejected):
-                await self._reject(row)
-                continue
-            if (key := self._intake.missing(row)) is None:
-                continue
-            await self._slots.acquire()
-            try:
-                await self._traffic.room()
-            except asyncio.CancelledError:
-                self._slots.release()
-                raise
-            self._begin(row, key)
-            await asyncio.sleep(0)
+    async def _missing(self) -> AsyncGenerator[Job[Played], None]:
+        """The questions that are to be played, as jobs; the others are counted."""
+        rows = 0
+        async with aclosing(each(self._questions)) as items:
+            async for item in items:
+                rows += 1
+                if rows % _ROWS_AT_ONCE == 0:
+                    # Rows that are done already wait for nothing, and must not keep scenes waiting.
+                    await asyncio.sleep(_BREATH_SECONDS if self._jobs.in_flight else 0)
+                row = item if isinstance(item, Rejected) else to_row(item)
+                if isinstance(row, Rejected):
+                    await self._reject(row)
+                elif (key := self._intake.missing(row)) is not None:
+                    yield partial(self._play, row, key)
 
-    def _begin(self, row: Row, key: str, *, last_chance: bool = False) -> asyncio.Task[None]:
-        self._ranks += 1
-        visitor = self._traffic.visitor(self._ranks, last_chance=last_chance)
-        scene = asyncio.create_task(self._play(row, key, visitor))
-        self._scenes.add(scene)
-        self.progress.scene_started()
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._scenes.discard(task)
-            self._traffic.left(visitor)
-            self._slots.release()
-            if not task.cancelled() and (error := task.exception()) is not None:
-                self._fail(error)
-
-        scene.add_done_callback(ended)
-        return scene
-
-    async def _play(self, row: Row, key: str, visitor: Visitor) -> None:
-        played: Played | None = None
-        try:
-            played = await self._player.play(row, key, visitor)
-            if self._traffic.gone is not None:
-                played = None  # whatever became of it without a server
-            elif visitor.condemned is not None and not visitor.last_chance:
-                self._aside.append((row, played))
-                self.progress.set_aside()
-                played = None
-            elif played.status == "failed" and (reason := await self._refused(played)) is not None:
-                raise ModelError(f"{reason} Nothing that was finished is lost; then start the same command again.")
-        except BaseException:
-            played = None
-            raise
-        finally:
-            if played is None:
-                self.progress.scene_ended(None)
-        if played is not None:
-            await self._keep(played)
+    async def _play(self, row: Row, key: str, visitor: Visitor) -> Played:
+        played = await self._player.play(row, key, visitor)
+        if played.status == "failed" and (reason := await self._refused(played)) is not None:
+            raise ModelError(f"{reason} Nothing that was finished is lost; then start the same command again.")
+        return played
 
     async def _refused(self, played: Played) -> str | None:
         """Why the server refuses every call, if a refusal is what a scene has failed of."""
@@ -298,14 +249,13 @@ class Batch:
         return await lookout.why_refused(self._given_model, self._name)
 
     async def _keep(self, played: Played) -> None:
-        kept = False
         try:
             if self._folder is not None:
                 await self._in_writer(self._folder.keep_line, played.key, played.line, played.status)
-            kept = True
-        finally:
-            status = played.status if kept else None
-            self.progress.scene_ended(status, seconds=played.seconds, calls=played.calls)
+        except BaseException:
+            self.progress.put_back()
+            raise
+        self.progress.scene_ended(played.status, seconds=played.seconds, calls=played.calls)
         await self._finished.put(played)
 
     async def _reject(self, row: Rejected) -> None:
@@ -319,73 +269,22 @@ class Batch:
 
     async def _conduct(self) -> None:
         """See the run through to its end, good or bad."""
-        assert self._dispatcher is not None  # it was started before
-        await asyncio.wait([self._dispatcher])
-        if not self._dispatcher.cancelled() and (error := self._dispatcher.exception()) is not None:
-            self._fail(error)
-        while self._scenes:
-            await asyncio.wait(self._scenes)
-        if self._error is None and not self._draining:
-            try:
-                await self._last_chances()
-            except TraceError as error:
-                self._fail(error)
-        self._conclude()
-        await self._finished.put(None)
-
-    async def _last_chances(self) -> None:
-        # One question alone, in flight at every death there was: nothing speaks for it. Otherwise the server may die of
-        # itself, and have died while an innocent one was tried.
-        certain = self._traffic.condemned == 1 and self._traffic.absences <= 2
-        for row, played in self._aside:
-            self.progress.taken_back()
-            if certain:
-                self.progress.scene_started()
-                await self._keep(played)
-                continue
-            await self._slots.acquire()
-            await asyncio.wait([self._begin(row, played.key, last_chance=True)])
-            if self._error is not None or self._draining:
-                return
-        self._aside.clear()
-
-    def _conclude(self) -> None:
-        if self._error is not None:
-            stopped = isinstance(self._error, StoppedError)
-            self.progress.state_changed("stopped" if stopped else "failed", str(self._error))
-        elif self._draining and self._dispatcher is not None and (self._dispatcher.cancelled() or self._aside):
-            self._error = StoppedError(
-                "Stopped; all that was begun is done. The same command goes on where it stopped."
-            )
-            self.progress.state_changed("stopped", str(self._error))
+        try:
+            async with aclosing(self._missing()) as missing:
+                await self._jobs.run(missing)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again by `play`
+            self._error = error
+            self.progress.state_changed("stopped" if isinstance(error, StoppedError) else "failed", str(error))
         else:
             self.progress.state_changed("done")
         self._report()
-
-    def _fail(self, error: BaseException) -> None:
-        if self._error is None:
-            self._error = error
-        if self._dispatcher is not None:
-            self._dispatcher.cancel()
-        for scene in self._scenes:
-            scene.cancel()
-
-    async def _until_gone(self) -> None:
-        await self._traffic.over.wait()
-        assert self._traffic.gone is not None  # why it is over
-        self._fail(self._traffic.gone)
+        await self._finished.put(None)
 
     async def _watch(self) -> None:
         """Keep progress and summary up to date."""
-        heard, heard_at = -1, 0.0
         while True:
-            # A server that hangs breaks no connection; nothing but its silence tells.
-            now = time.monotonic()
-            if self.progress.calls != heard or not self._traffic.in_flight or self._traffic.clocks.stopped:
-                heard, heard_at = self.progress.calls, now
-            elif now - heard_at > _SILENCE_SECONDS:
-                heard_at = now
-                self._traffic.look()
             counters = await lookout.counters_of(self._given_model) if not self._traffic.clocks.stopped else {}
             if counters:
                 self.progress.metrics(counters)
@@ -405,7 +304,7 @@ class Batch:
     def _absent(self, away: bool) -> None:
         if self._workers is not None:
             self._workers.absent(away)
-        self.progress.state_changed("waiting" if away else "draining" if self._draining else "running")
+        self.progress.state_changed("waiting" if away else "draining" if self._jobs.draining else "running")
 
 
 async def run_batch(
@@ -470,12 +369,3 @@ async def run_batch(
     ) as batch:
         async for played in batch.play():
             yield played.trace
-
-
-async def _each(questions: Questions) -> AsyncIterator[Any]:
-    if isinstance(questions, AsyncIterable):
-        async for question in questions:
-            yield question
-    else:
-        for question in questions:
-            yield question

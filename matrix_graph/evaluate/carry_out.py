@@ -118,7 +118,7 @@ async def _watched(
     console: Console,
     options: dict[str, Any],
 ) -> Outcome:
-    from matrix_graph.batch.runner import StoppedError
+    from matrix_graph.batch.jobs import StoppedError
     from matrix_graph.connect import connected_model, steadfast
     from matrix_graph.evaluate.adapters import load_adapters, require_served
     from matrix_graph.evaluate.progress import ProgressView

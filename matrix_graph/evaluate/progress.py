@@ -26,6 +26,7 @@ class Progress:
         before: of these, jobs done in earlier starts.
         done: jobs that ended in this start.
         failed: how many of these failed.
+        in_flight: jobs in flight.
         calls: model calls that were answered.
         output_tokens: that they generated.
         away: whether the server is away.
@@ -35,7 +36,7 @@ class Progress:
         self._clock = clock
         self._began = clock()
         self.stage = "answers"
-        self.total = self.before = self.done = self.failed = 0
+        self.total = self.before = self.done = self.failed = self.in_flight = 0
         self.calls = self.output_tokens = 0
         self.away = False
 
@@ -50,8 +51,23 @@ class Progress:
         self.calls += 1
         self.output_tokens += output_tokens
 
+    def begun(self) -> None:
+        """A job is in flight."""
+        self.in_flight += 1
+
+    def put_back(self) -> None:
+        """A job is no longer in flight, and not done."""
+        self.in_flight -= 1
+
+    def set_aside(self) -> None:
+        """A job is not tried for the time being; it counts as one to come."""
+
+    def taken_back(self) -> None:
+        """A job that was set aside is tried once more, or given up."""
+
     def job_ended(self, *, failed: bool) -> None:
         """A job ended, and is kept."""
+        self.in_flight -= 1
         self.done += 1
         self.failed += failed
 
@@ -67,7 +83,8 @@ class Progress:
         if self.away:
             parts.append("waiting for the server")
         elif self.done and self.done + self.before < self.total:
-            left = seconds / self.done * (self.total - ended)
+            under_way = self.in_flight / 2  # a job in flight is half done on average
+            left = seconds / (self.done + under_way) * max(self.total - ended - under_way, 0)
             parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")
         return ", ".join(parts)
 

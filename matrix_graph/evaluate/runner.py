@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,21 +25,32 @@ from langchain_core.runnables.config import (
 
 import matrix_graph
 from matrix_graph.batch import lookout
+from matrix_graph.batch.jobs import Jobs
 from matrix_graph.errors import ConfigError, ModelError, ModelRequestError
 from matrix_graph.evaluate.candidates.candidate import Candidate
 from matrix_graph.evaluate.candidates.plain import Plain
 from matrix_graph.evaluate.candidates.rehearsal import RehearsalCandidate
 from matrix_graph.evaluate.folder import read_answers
-from matrix_graph.evaluate.jobs import Finished, Job, Jobs
 from matrix_graph.evaluate.judge import Judge, Judgement, judgements
 from matrix_graph.evaluate.progress import Progress
 from matrix_graph.evaluate.records import Plan, Question
 from matrix_graph.evaluate.scoring import Scorer
 from matrix_graph.evaluate.servers import Servers, patient
 from matrix_graph.evaluate.store import EvaluationStore
-from matrix_graph.evaluate.tasks import Answerer, AnswerJob, ScoreJob, VerdictJob, plain, score_settings, texts_of
+from matrix_graph.evaluate.tasks import (
+    Answerer,
+    AnswerTask,
+    Finished,
+    ScoreTask,
+    Task,
+    VerdictTask,
+    plain,
+    score_settings,
+    texts_of,
+)
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
+from matrix_graph.models.turn import Visitor
 from matrix_graph.records import Problem
 
 T = TypeVar("T")
@@ -118,7 +130,7 @@ class Evaluation:
             on_call=self.progress.call_ended,
         )
         self._judge_name = ""
-        self._jobs: Jobs | None = None
+        self._jobs: Jobs[Finished] | None = None
         self._draining = False
         self._failed_before = 0
 
@@ -202,19 +214,19 @@ class Evaluation:
 
     async def _run(self) -> None:
         self._failed_before = await self._in_writer(self._count_failed)
-        jobs, before = await self._in_writer(self._missing)
-        await self._stage("answers", jobs, before, self._answers_traffic)
+        tasks, before = await self._in_writer(self._missing)
+        await self._stage("answers", tasks, before, self._answers_traffic)
         if self._judge is not None:
             verdicts, before = await self._in_writer(self._missing_verdicts, self._judge)
             await self._stage("verdicts", verdicts, before, self._judge_traffic)
 
-    async def _stage(self, stage: str, jobs: list[Job], before: int, traffic: Traffic) -> None:
-        self.progress.begin(stage, before + len(jobs), before)
+    async def _stage(self, stage: str, tasks: list[Task], before: int, traffic: Traffic) -> None:
+        self.progress.begin(stage, before + len(tasks), before)
         self._on_progress(self.progress)
-        self._jobs = Jobs(traffic, self._keep, calls=lambda: self.progress.calls)
+        self._jobs = Jobs(traffic, self._keep, self.progress, calls=lambda: self.progress.calls)
         if self._draining:
             self._jobs.drain()
-        await self._jobs.run(jobs)
+        await self._jobs.run(partial(_carried_out, task) for task in tasks)
 
     async def _keep(self, finished: Finished) -> None:
         await self._in_writer(self._store.keep, finished.lines)
@@ -228,12 +240,12 @@ class Evaluation:
         names, ids = set(self._candidates), {question.id for question in self._questions}
         return self._store.failed(names, ids)
 
-    def _missing(self) -> tuple[list[Job], int]:
+    def _missing(self) -> tuple[list[Task], int]:
         """Answers and scores that are not there yet, the deepest first; and how many are."""
         answered = self._store.answered(retry_failed=self._retry_failed)
         scored = self._store.scored(retry_failed=self._retry_failed)
         scenes = self._store.scenes(retry_failed=self._retry_failed)
-        jobs: list[tuple[int, Job]] = []
+        tasks: list[tuple[int, Task]] = []
         before = 0
         for answerer in self._answerers:
             settings = plain(answerer.settings)
@@ -245,7 +257,7 @@ class Evaluation:
                     continue
                 played = isinstance(answerer.candidate, RehearsalCandidate)
                 scene = scenes.get(answerer.trace_id(question)) if played else None
-                jobs.append((answerer.candidate.depth, AnswerJob(answerer, question, scene)))
+                tasks.append((answerer.candidate.depth, AnswerTask(answerer, question, scene)))
             if not isinstance(answerer.candidate, Plain) or not isinstance(answerer.model, ChatVLLM):
                 continue
             scorer = Scorer(answerer.model, answerer.name)
@@ -256,22 +268,22 @@ class Evaluation:
                     ):
                         before += 1
                     else:
-                        jobs.append((0, ScoreJob(answerer, scorer, question, text)))
-        jobs.sort(key=lambda job: -job[0])
-        return [job for _, job in jobs], before
+                        tasks.append((0, ScoreTask(answerer, scorer, question, text)))
+        tasks.sort(key=lambda task: -task[0])
+        return [task for _, task in tasks], before
 
-    def _missing_verdicts(self, judge: Judge) -> tuple[list[Job], int]:
+    def _missing_verdicts(self, judge: Judge) -> tuple[list[Task], int]:
         """Verdicts that are not there yet; and how many are."""
         judged = self._store.judged(judge.name, retry_failed=self._retry_failed)
         settings = plain(judge.settings)
-        jobs: list[Job] = []
+        tasks: list[Task] = []
         before = 0
         for judgement in judgements(read_answers(self.directory), self.baseline, repeats=self._judge_repeats):
             if judged.get(judgement.key) == (_asked(judge, judgement), settings):
                 before += 1
             else:
-                jobs.append(VerdictJob(judge, judgement, self._refuse_judge))
-        return jobs, before
+                tasks.append(VerdictTask(judge, judgement, self._refuse_judge))
+        return tasks, before
 
     async def _refuse_judge(self, problem: Problem) -> None:
         if problem.type == ModelRequestError.__name__ and self._judge_model is not None:
@@ -297,6 +309,11 @@ class Evaluation:
     async def _in_writer(self, function: Callable[..., T], *arguments: Any) -> T:
         # One thread for all that touches the files: in order, and without the event loop waiting for the disk.
         return await asyncio.get_running_loop().run_in_executor(self._writer, function, *arguments)
+
+
+async def _carried_out(task: Task, visitor: Visitor) -> Finished:
+    with visitor.here():
+        return await task.run()
 
 
 def _asked(judge: Judge, judgement: Judgement) -> list[dict[str, str]]:

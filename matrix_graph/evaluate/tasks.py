@@ -1,7 +1,7 @@
-"""The jobs of an evaluation: an answer, a score, a verdict, each from what is asked to the line that is kept.
+"""The tasks of an evaluation: an answer, a score, a verdict, each from what is asked to the line that is kept.
 
-What always holds: a job never raises for what a model does, it records it; it raises where the same would happen to
-every job of its kind: a server that refuses the key or no longer serves the name, a machine without memory or files.
+What always holds: a task never raises for what a model does, it records it; it raises where the same would happen to
+every task of its kind: a server that refuses the key or no longer serves the name, a machine without memory or files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from langchain_core.language_models import BaseChatModel
 
@@ -20,7 +21,6 @@ from matrix_graph.errors import BatchError, ModelError, ModelRequestError
 from matrix_graph.evaluate.asking import Asker
 from matrix_graph.evaluate.candidates.candidate import Candidate
 from matrix_graph.evaluate.folder import ANSWERS_NAME, SCORES_NAME, TRACES_NAME, VERDICTS_NAME
-from matrix_graph.evaluate.jobs import Finished
 from matrix_graph.evaluate.judge import Judge, Judgement
 from matrix_graph.evaluate.records import AnswerRecord, Question, ScoredText, ScoreRecord
 from matrix_graph.evaluate.scoring import Scorer
@@ -28,6 +28,26 @@ from matrix_graph.models.ask import describe
 from matrix_graph.records import Problem, Trace
 
 JSON = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a task leaves behind.
+
+    Attributes:
+        lines: to be kept, each with the name of its file, in this order.
+        failed: whether it counts as failed.
+    """
+
+    lines: tuple[tuple[str, bytes], ...]
+    failed: bool
+
+
+class Task(Protocol):
+    """Something that calls the model and ends with records."""
+
+    async def run(self) -> Finished:
+        """Do it; raise only for what is wrong with this machine or with the server as a whole."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ class Answerer:
 
 
 @dataclass(frozen=True)
-class AnswerJob:
+class AnswerTask:
     """One candidate answers one question.
 
     Attributes:
@@ -128,7 +148,7 @@ class AnswerJob:
 
 
 @dataclass(frozen=True)
-class ScoreJob:
+class ScoreTask:
     """One model scores one known answer."""
 
     answerer: Answerer
@@ -159,7 +179,7 @@ class ScoreJob:
 
 
 @dataclass(frozen=True)
-class VerdictJob:
+class VerdictTask:
     """One judgement in one order.
 
     Attributes:

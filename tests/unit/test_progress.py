@@ -37,12 +37,12 @@ class Run:
             for _ in range(calls):
                 self.progress.call_ended(100, tokens)
             self.progress.scene_ended("finished", seconds=8.0, calls=calls)
-            self.progress.scene_started()
+            self.progress.begun()
 
     def started(self, scenes: int) -> Run:
         self.progress.state_changed("running")
         for _ in range(scenes):
-            self.progress.scene_started()
+            self.progress.begun()
         return self
 
     @property
@@ -81,7 +81,7 @@ def test_questions_of_all_starts_are_counted() -> None:
     run.progress.scene_ended("finished", seconds=1, calls=20)
     run.progress.scene_ended("failed", seconds=3, calls=10)
     run.progress.set_aside()
-    run.progress.scene_ended(None)
+    run.progress.put_back()
     summary = run.now
     assert summary.questions.model_dump() == {
         "total": 17,
@@ -139,8 +139,8 @@ def test_a_summary_crosses_the_disk() -> None:
 PARTS = ("questions", "this_start", "rates", "limits")
 
 EVENTS = st.one_of(
-    st.tuples(st.just("scene_started")),
-    st.tuples(st.just("scene_ended"), st.sampled_from(["finished", "blocked", "failed", None])),
+    st.tuples(st.sampled_from(["begun", "put_back"])),
+    st.tuples(st.just("scene_ended"), st.sampled_from(["finished", "blocked", "failed"])),
     st.tuples(st.just("row_done_before"), st.sampled_from(["finished", "blocked", "failed"])),
     st.tuples(st.sampled_from(["row_rejected", "row_duplicate", "set_aside", "taken_back", "engine_restarted"])),
     st.tuples(st.just("call_ended"), st.integers(0, 5000), st.integers(0, 500)),
