@@ -10,15 +10,10 @@ worker outlives the run.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
 import os
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.globals import get_llm_cache
@@ -27,38 +22,21 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from matrix_graph.batch.player import Played, broken_off
 from matrix_graph.batch.rows import Row
-from matrix_graph.batch.wire import Message, Outbox, Unpacker, WireError
+from matrix_graph.batch.worker_handle import WorkerDiedError, WorkerError, WorkerHandle
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ConfigError, MatrixGraphError, ModelError
-from matrix_graph.models.ask import describe
+from matrix_graph.errors import ConfigError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
-from matrix_graph.models.turn import Call, Visitor, current_call
+from matrix_graph.models.turn import Visitor
 from matrix_graph.records import Cast
 
 _COMMAND = (sys.executable, "-P", "-m", "matrix_graph.batch._worker")
-_START_SECONDS = 120.0
-"""In which a worker must be ready, on a machine that is busy."""
-_STOP_SECONDS = 5.0
-"""In which a worker must end by itself."""
 _MOST_DEATHS = 3
 """Deaths of workers with no scene ended in between, after which more of the same is of no use."""
 _TRIES = 2
 """How often a scene is played in company, and then, if its worker died each time, in a process of its own."""
-_KEPT = 2000
-"""Characters of a worker's standard error that a message quotes."""
 _HERE = {"server", "api_key", "callbacks", "cache", "rate_limiter", "custom_get_token_ids"}
 """Fields of a model that stay in this process, or travel in a way of their own."""
-
-_log = logging.getLogger(__name__)
-
-
-class WorkerError(MatrixGraphError):
-    """Worker processes do not start, or die again and again."""
-
-
-class _DiedError(Exception):
-    """The worker has died that played this scene."""
 
 
 def check_portable(model: BaseChatModel) -> None:
@@ -128,7 +106,7 @@ class WorkerPlayer:
             "config": config.model_dump(mode="json"),
             "run": os.getpid(),
         }
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerHandle] = []
         self._launches: set[asyncio.Task[None]] = set()
         self._one_suspect = asyncio.Lock()
         self._news = asyncio.Event()
@@ -157,7 +135,7 @@ class WorkerPlayer:
         """
         for _ in range(_TRIES):
             worker = await self._least_busy()
-            with suppress(_DiedError):
+            with suppress(WorkerDiedError):
                 return self._ended_well(await worker.play(row, key, visitor))
         async with self._one_suspect:
             return self._ended_well(await self._play_apart(row, key, visitor))
@@ -192,9 +170,9 @@ class WorkerPlayer:
         while self._error is None and await self._launch() is None:
             pass
 
-    async def _launch(self, *, apart: bool = False) -> _Worker | None:
+    async def _launch(self, *, apart: bool = False) -> WorkerHandle | None:
         """Start one worker; None: it could not be."""
-        worker = _Worker(self._traffic, self._changed, apart=apart)
+        worker = WorkerHandle(self._traffic, self._changed, apart=apart)
         try:
             await _spawn(worker)
         except OSError as error:
@@ -202,7 +180,7 @@ class WorkerPlayer:
             return None
         return worker
 
-    def _changed(self, worker: _Worker) -> None:
+    def _changed(self, worker: WorkerHandle) -> None:
         """A worker was started, is ready, or has ended."""
         if worker not in self._workers:
             self._workers.append(worker)
@@ -232,7 +210,7 @@ class WorkerPlayer:
         self._deaths = 0
         return played
 
-    async def _least_busy(self) -> _Worker:
+    async def _least_busy(self) -> WorkerHandle:
         while self._error is None:
             if free := [worker for worker in self._workers if worker.free]:
                 return min(free, key=lambda worker: len(worker.scenes))
@@ -258,7 +236,7 @@ class WorkerPlayer:
                 if worker.ready:
                     tries += 1
                     return await worker.play(row, key, visitor)
-            except _DiedError:
+            except WorkerDiedError:
                 end = worker.end
             finally:
                 worker.finish()
@@ -279,198 +257,3 @@ async def _spawn(worker: asyncio.SubprocessProtocol) -> None:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C at the terminal reaches the run alone
     )
-
-
-@dataclass(eq=False, slots=True)
-class _Scene:
-    """A scene that a worker plays."""
-
-    key: str
-    visitor: Visitor
-    played: asyncio.Future[Played]
-
-
-class _Worker(asyncio.SubprocessProtocol):
-    """One process, as the run sees it.
-
-    Args:
-        traffic: of the whole run.
-        on_change: called when it was started, when it is ready, and when it has ended.
-        apart: whether it plays a suspect alone.
-
-    Attributes:
-        ready: whether it ever was ready to play.
-        settled: set when it is ready or has ended.
-        over: set when it has ended and all that it had said was heard.
-        scenes: that it plays, by number.
-        end: how it ended.
-        last_words: the end of what it wrote to standard error.
-    """
-
-    def __init__(self, traffic: Traffic, on_change: Callable[[_Worker], None], *, apart: bool) -> None:
-        self.apart = apart
-        self.ready = False
-        self.settled = asyncio.Event()
-        self.over = asyncio.Event()
-        self.scenes: dict[int, _Scene] = {}
-        self.end = "is running"
-        self.last_words = ""
-        self._traffic = traffic
-        self._on_change = on_change
-        self._numbers = itertools.count(1)
-        self._calls: dict[int, Call] = {}
-        self._waiting: dict[int, asyncio.Task[None]] = {}
-        self._unpacker = Unpacker()
-        self._ending = False
-
-    @property
-    def free(self) -> bool:
-        """Whether any scene may be given to it."""
-        return self.ready and not self._ending and not self.apart
-
-    # ---- the process ----------------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It was started."""
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        pipe = transport.get_pipe_transport(0)
-        assert isinstance(pipe, asyncio.WriteTransport)
-        self._transport, self._pipe = transport, pipe
-        self._outbox = Outbox(self._write)
-        self._deadline = asyncio.get_running_loop().call_later(_START_SECONDS, self.kill, "was not ready in time")
-        self._on_change(self)
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """It has spoken."""
-        if fd == 2:
-            text = data.decode(errors="replace")
-            self.last_words = (self.last_words + text)[-_KEPT:]
-            _log.warning("worker %s: %s", self._transport.get_pid(), text.rstrip())
-            return
-        try:
-            for message, body in self._unpacker.feed(data):
-                self._take(message, body)
-        except WireError as error:
-            _log.error("worker %s is ended: %s", self._transport.get_pid(), error)
-            self.kill("said something that is no message")
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """It is ending, or should be."""
-        if fd != 2:
-            self.finish()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended, and all that it said was heard."""
-        self._deadline.cancel()
-        code = self._transport.get_returncode() or 0
-        self._transport.close()
-        if self.end == "is running":
-            self.end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        self.over.set()
-        self.settled.set()
-        for number in [*self._waiting, *self._calls]:
-            self._leave(number)
-        self._on_change(self)
-        for scene in self.scenes.values():
-            if not scene.played.done():
-                scene.played.set_exception(_DiedError())
-
-    def finish(self) -> None:
-        """Have it end: at once if it can, and in a few seconds if it cannot."""
-        if not self.over.is_set():
-            self._ending = True
-            self._pipe.close()
-            self._deadline.cancel()
-            self._deadline = asyncio.get_running_loop().call_later(_STOP_SECONDS, self.kill, "did not end in time")
-
-    def kill(self, why: str) -> None:
-        """End it at once."""
-        self.end = why
-        with suppress(ProcessLookupError):
-            self._transport.kill()
-
-    # ---- what is said ---------------------------------------------------------------------------------------------
-
-    def send(self, message: Message) -> None:
-        """Tell it something, if it still listens."""
-        if not self.over.is_set():
-            self._outbox.send(message)
-
-    async def play(self, row: Row, key: str, visitor: Visitor) -> Played:
-        """Have it play a question.
-
-        Raises:
-            _DiedError: it has died.
-            WorkerError: it could not tell how the scene ended.
-        """
-        number = next(self._numbers)
-        scene = _Scene(key, visitor, asyncio.get_running_loop().create_future())
-        self.scenes[number] = scene
-        self.send(["play", number, key, row.question, row.draft, row.id, row.line, visitor.last_chance])
-        try:
-            return await scene.played
-        except asyncio.CancelledError:
-            self.send(["cancel", number])
-            raise
-        finally:
-            del self.scenes[number]
-
-    def _write(self, data: bytes) -> None:
-        if not self._pipe.is_closing():
-            self._pipe.write(data)
-
-    def _take(self, message: Message, body: bytes) -> None:
-        match message:
-            case ["enter", scene, number]:
-                if scene in self.scenes:  # else it is cancelled, and the worker will hear of it
-                    self._wait_for(number, partial(self._enter, number, self.scenes[scene].visitor))
-            case ["leave", number, *tokens]:
-                self._leave(number, tokens)
-            case ["lost", number, reached]:
-                if number in self._calls:
-                    self._wait_for(number, partial(self._lost, self._calls[number], reached=reached))
-            case ["played", number, status, seconds, calls]:
-                if number in self.scenes and not (scene := self.scenes[number]).played.done():
-                    scene.played.set_result(Played(scene.key, status, seconds, calls, body))
-            case ["broke", number, kind, why]:
-                if number in self.scenes and not (scene := self.scenes[number]).played.done():
-                    scene.played.set_exception(WorkerError(f"A scene broke off in a worker process: {kind}: {why}"))
-            case ["ready"]:
-                self.ready = True
-                self._deadline.cancel()
-                self.settled.set()
-                self._on_change(self)
-            case _:
-                raise WireError(f"It said {message!r:.200}, which is no message to a run.")
-
-    # ---- its calls in traffic -------------------------------------------------------------------------------------
-
-    def _wait_for(self, number: int, decision: Callable[[], Awaitable[None]]) -> None:
-        """Tell a call to go on, or not, when traffic has decided."""
-
-        async def answer() -> None:
-            try:
-                await decision()
-            except ModelError as refusal:
-                self.send(["refused", number, *describe(refusal).values()])
-            else:
-                self.send(["go", number])
-            finally:
-                self._waiting.pop(number, None)
-
-        self._waiting[number] = asyncio.create_task(answer())
-
-    async def _enter(self, number: int, visitor: Visitor) -> None:
-        self._calls[number] = await self._traffic.enter(visitor)
-
-    async def _lost(self, call: Call, *, reached: bool) -> None:
-        current_call.set(call)  # in this task alone
-        await self._traffic.lost(reached=reached)
-
-    def _leave(self, number: int, tokens: Sequence[int] = ()) -> None:
-        if (waiting := self._waiting.pop(number, None)) is not None:
-            waiting.cancel()
-        if (call := self._calls.pop(number, None)) is not None:
-            if tokens:
-                self._traffic.on_call(*tokens)
-            self._traffic.leave(call)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from matrix_graph import SceneConfig, Trace, run_batch
+from matrix_graph.batch import worker_handle
 from matrix_graph.batch import workers as module
-from matrix_graph.batch.workers import WorkerError
+from matrix_graph.batch.worker_handle import WorkerError
 from matrix_graph.errors import ConfigError
 from matrix_graph.models import traffic
 from tests.integration.model_server import Fault, ModelServer
@@ -258,7 +259,7 @@ worker.Worker.close = lambda _: time.sleep(60)
 worker.main()
 """
     monkeypatch.setattr(module, "_COMMAND", (sys.executable, "-P", "-c", stubborn))
-    monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(worker_handle, "_STOP_SECONDS", 0.3)
     async with nothing_left():
         async for trace in run_batch(asked(20), client(server), config=SMALL, max_requests=4, workers=2):
             assert trace.status == "finished"

@@ -22,11 +22,13 @@ from pydantic import SecretStr
 
 from matrix_graph import ChatVLLM, SceneConfig
 from matrix_graph.batch import _worker as child
+from matrix_graph.batch import worker_handle
 from matrix_graph.batch import workers as parent
 from matrix_graph.batch.player import Played
 from matrix_graph.batch.rows import Row
 from matrix_graph.batch.wire import Outbox, Unpacker, WireError, pack
-from matrix_graph.batch.workers import WorkerError, WorkerPlayer, check_portable
+from matrix_graph.batch.worker_handle import WorkerError
+from matrix_graph.batch.workers import WorkerPlayer, check_portable
 from matrix_graph.errors import ConfigError, CrashingQuestionError, ModelUnavailableError
 from matrix_graph.models import traffic as traffic_module
 from matrix_graph.models.traffic import Traffic
@@ -529,7 +531,7 @@ async def test_workers_that_do_not_start_are_told_of_at_once(machine: Machine, m
 
 
 async def test_a_worker_that_is_never_ready_is_ended(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent, "_START_SECONDS", 0.02)
+    monkeypatch.setattr(worker_handle, "_START_SECONDS", 0.02)
     machine.deaf = {0}
     run = Run(machine, 1)
     played = await run.all(["a"])
