@@ -64,6 +64,8 @@ def run_questions(
     summary, stopped_by, error = asyncio.run(
         _run(questions, out, settings, console, format=format, cast=cast, **options)
     )
+    for line in final(summary, out):
+        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
     if as_json:
         typer.echo(summary.model_dump_json())
     if error is not None:
@@ -113,7 +115,7 @@ async def _run(
     with run_view(console) as view:
         if (done := await asyncio.to_thread(_finished, questions, out, settings, format, **options)) is not None:
             view.status("every question is done already; nothing is played")
-            return _told(done.snapshot(), out, console), None, None
+            return done.snapshot(), None, None
         # These imports take a second, in which people see that it starts.
         from matrix_graph.batch.jobs import StoppedError
         from matrix_graph.batch.runner import Batch
@@ -141,8 +143,7 @@ async def _run(
                         stopped_by = received[0] if received else signal.SIGTERM
                     except MatrixGraphError as failure:
                         error = failure
-            summary = batch.progress.snapshot()
-    return _told(summary, out, console), stopped_by, error
+            return batch.progress.snapshot(), stopped_by, error
 
 
 def _finished(
@@ -160,17 +161,18 @@ def _finished(
     from matrix_graph.connect import name_beforehand
 
     model = name_beforehand(settings)
-    if model is None or force_new_settings or not questions.is_file():
+    if model is None or force_new_settings or str(questions) == "-" or not questions.is_file():
         return None
     return finished_run(
-        questions, format, out, model=model, config=settings.scene, cast=cast, retry_failed=retry_failed
+        questions,
+        format,
+        out,
+        model=model,
+        base_url=settings.base_url or "",
+        config=settings.scene,
+        cast=cast,
+        retry_failed=retry_failed,
     )
-
-
-def _told(summary: Summary, out: Path, console: Console) -> Summary:
-    for line in final(summary, out):
-        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    return summary
 
 
 def _count(questions: Path, format: InputFormat, progress: Progress) -> None:

@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
@@ -102,15 +102,11 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         with ExitStack() as resources:
-            try:
+            with _told_if_unusable(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
                 resources.enter_context(RunLock(self.directory))
-                self._check_settings()
-            except OSError as error:
-                raise ConfigError(
-                    f"The folder {self.directory} cannot be made or written: {error}. "
-                    "Make room or grant access there, or name another --out."
-                ) from error
+                if self._force_new_settings or not _same_settings(self.directory, self._settings):
+                    replace_file(self.directory / SETTINGS_NAME, _settings_file(self._settings).encode(), sync=True)
             if self._retry_failed:
                 _set_failed_aside(self.directory)
             resources.enter_context(self._traces)
@@ -226,33 +222,6 @@ class RunFolder:
                 return False
         return True
 
-    def _check_settings(self) -> None:
-        path = self.directory / SETTINGS_NAME
-        content = json.dumps(json.loads(_canonical(self._settings)), indent=2, sort_keys=True) + "\n"
-        if not self._force_new_settings:
-            try:
-                old = json.loads(path.read_bytes())
-                if not isinstance(old, dict):
-                    raise ValueError("it holds no JSON object")
-            except FileNotFoundError:
-                pass
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path} cannot be read: {error}. It tells under which settings the run was begun. "
-                    "Use another --out, or --force-new-settings to go on here under the present ones."
-                ) from error
-            else:
-                changes = setting_changes(old, json.loads(content))
-                if not changes:
-                    return
-                raise SettingsChangedError(
-                    f"The run in {self.directory} was begun under other settings:\n"
-                    + "".join(f"  {change}\n" for change in changes)
-                    + "Use another --out, or --force-new-settings to go on here "
-                    "(questions done under the old settings will be done again under the new ones)."
-                )
-        replace_file(path, content.encode(), sync=True)
-
     def _scan(self) -> None:
         self.counts = dict.fromkeys(get_args(Status), 0)
         self._done.clear()
@@ -268,9 +237,67 @@ class RunFolder:
             self._otherwise[int(key, 16)] = status
 
 
+def require_usable(directory: Path, settings: Mapping[str, Any]) -> bool:
+    """See whether a run may go on in a folder, without looking at what is done there.
+
+    Returns:
+        Whether a run was begun there.
+
+    Raises:
+        ConfigError: the folder cannot be read or written, or its `settings.json` cannot be read.
+        RunLockedError: another run writes there.
+        SettingsChangedError: the folder was begun under other settings.
+    """
+    with _told_if_unusable(directory):
+        if not (directory / SETTINGS_NAME).exists():
+            return False
+        with RunLock(directory):
+            return _same_settings(directory, settings)
+
+
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """The summary that the run last wrote; `None` if there is none that can be read."""
     return read_object(directory / SUMMARY_NAME)
+
+
+@contextmanager
+def _told_if_unusable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {directory} cannot be made or written: {error}. "
+            "Make room or grant access there, or name another --out."
+        ) from error
+
+
+def _settings_file(settings: Mapping[str, Any]) -> str:
+    return json.dumps(json.loads(_canonical(dict(settings))), indent=2, sort_keys=True) + "\n"
+
+
+def _same_settings(directory: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder was begun under these settings; False: under none so far."""
+    path = directory / SETTINGS_NAME
+    try:
+        old = json.loads(path.read_bytes())
+        if not isinstance(old, dict):
+            raise ValueError("it holds no JSON object")
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}. It tells under which settings the run was begun. "
+            "Use another --out, or --force-new-settings to go on here under the present ones."
+        ) from error
+    changes = setting_changes(old, json.loads(_settings_file(settings)))
+    if changes:
+        raise SettingsChangedError(
+            f"The run in {directory} was begun under other settings:\n"
+            + "".join(f"  {change}\n" for change in changes)
+            + "Use another --out, or --force-new-settings to go on here "
+            "(questions done under the old settings will be done again under the new ones)."
+        )
+    return True
 
 
 def _canonical(content: object) -> str:

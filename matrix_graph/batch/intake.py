@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matrix_graph.batch.folder import SETTINGS_NAME, RunFolder, identity
+from matrix_graph.batch.folder import RunFolder, identity, read_summary, require_usable
 from matrix_graph.batch.progress import Progress
 from matrix_graph.batch.questions import InputFormat, open_questions, read_rows
 from matrix_graph.batch.rows import Rejected, Row
 from matrix_graph.config import SceneConfig
+from matrix_graph.errors import ConfigError, TraceError
 from matrix_graph.records import Cast
 
 
@@ -75,46 +76,54 @@ def finished_run(
     out: Path,
     *,
     model: str,
+    base_url: str,
     config: SceneConfig,
     cast: Cast | None,
     retry_failed: bool,
 ) -> Progress | None:
-    """See whether a run is done already. It reads no further than to the first question that is missing.
+    """See whether a run may go on in its folder and, if its last start said so, whether it is done already.
+
+    What it writes to the folder is what a start of the run would write as well: rejected rows, and its summary if it is
+    done.
 
     Args:
         questions: a regular file.
         format: how they are written.
-        out: the run's folder; nothing is written there but rejected rows and, if the run is done, its summary.
+        out: the run's folder.
         model: the served name.
+        base_url: the server's address, as far as it is known.
         config: settings and limits of each scene.
         cast: who is in the scenes; None has the model cast each.
         retry_failed: whether failed scenes are to be played again.
 
     Returns:
-        How it stands, if every question is done; None if something is left to do.
+        How it stands, if every question is done; None if something is left to do, or may be, or cannot be read, which a
+        start will tell.
 
     Raises:
         RunLockedError: a run is going on there.
         SettingsChangedError: the folder was begun under other settings.
-        ConfigError: folder or questions cannot be read.
-        TraceError: the traces cannot be read.
+        ConfigError: the folder cannot be used.
+        TraceError: its traces cannot be read.
     """
-    if not (out / SETTINGS_NAME).exists():
-        return None
     settings = run_settings(model, config, cast)
+    # The traces are read for a run that has ended alone: to read those of a large one twice takes a while.
+    if not require_usable(out, settings) or (read_summary(out) or {}).get("state") != "done":
+        return None
     progress = Progress(str(out), str(questions))
-    progress.connected(model)
-    rows = 0
-    with RunFolder(out, settings) as folder, open_questions(questions) as file:
+    progress.connected(model, base_url)
+    with RunFolder(out, settings) as folder:
         intake = Intake(settings, folder, progress, retry_failed=retry_failed)
-        for row in read_rows(file, format, name=questions.name):
-            rows += 1
-            if isinstance(row, Rejected):
-                progress.row_rejected()
-                folder.reject(str(questions), row.line, row.reason, row.excerpt)
-            elif intake.missing(row) is not None:
-                return None
-        progress.total_known(rows)
+        try:
+            with open_questions(questions) as file:
+                for row in read_rows(file, format, name=questions.name):
+                    if isinstance(row, Rejected):
+                        progress.row_rejected()
+                        folder.reject(str(questions), row.line, row.reason, row.excerpt)
+                    elif intake.missing(row) is not None:
+                        return None
+        except (ConfigError, TraceError):
+            return None
         progress.state_changed("done")
         folder.write_summary(progress.snapshot().model_dump(mode="json"))
     return progress

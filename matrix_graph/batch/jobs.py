@@ -37,7 +37,7 @@ class StoppedError(MatrixGraphError):
 
 
 class Tally(Protocol):
-    """Counts jobs in flight. Each that began is put back or kept; whoever keeps it counts that."""
+    """Counts jobs in flight. Each that began is put back, or kept by somebody who counts that or puts it back."""
 
     def begun(self) -> None:
         """A job is in flight."""
@@ -111,6 +111,8 @@ class Jobs(Generic[Outcome]):
                 await asyncio.wait(self._running)
             if self.error is None and not self.draining:
                 await self._last_chances()
+        except Exception as error:  # noqa: BLE001 - raised below
+            self._fail(error)
         finally:
             tasks = [self._dispatcher, *self._running, *background]
             for task in tasks:
@@ -151,7 +153,6 @@ class Jobs(Generic[Outcome]):
         visitor = self._traffic.visitor(self._ranks, last_chance=last_chance)
         task = asyncio.create_task(self._do(job, visitor))
         self._running.add(task)
-        self._tally.begun()
 
         def ended(done: asyncio.Task[None]) -> None:
             self._running.discard(done)
@@ -164,6 +165,7 @@ class Jobs(Generic[Outcome]):
         return task
 
     async def _do(self, job: Job[Outcome], visitor: Visitor) -> None:
+        self._tally.begun()
         keeps = False
         try:
             outcome = await job(visitor)

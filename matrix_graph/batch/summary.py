@@ -87,8 +87,12 @@ class Rates(_Part):
 class Limits(_Part):
     """How much is done side by side."""
 
-    scenes: int | None = Field(default=None, description="The most scenes in flight; null: not known yet.")
-    requests: int | None = Field(default=None, description="The most requests in flight; null: not known yet.")
+    scenes: int | None = Field(
+        default=None, description="The most scenes in flight; null: not known, or nothing was played."
+    )
+    requests: int | None = Field(
+        default=None, description="The most requests in flight; null: not known, or nothing was played."
+    )
 
 
 class Summary(_Part):
@@ -102,7 +106,7 @@ class Summary(_Part):
     folder: str = Field(description="The run's folder, as it was given; empty: nothing is kept.")
     source: str = Field(description="Where the questions come from.")
     model: str = Field(default="", description="The served model's name; empty: not known yet.")
-    base_url: str = Field(default="", description="The model server's address, without secrets; empty: not known yet.")
+    base_url: str = Field(default="", description="The model server's address, without secrets; empty: none is known.")
     pid: int = Field(description="The run's process.")
     host: str = Field(description="The machine that it runs on.")
     started_at: datetime = Field(description="When the command was last started, UTC.")

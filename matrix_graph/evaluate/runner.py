@@ -229,7 +229,11 @@ class Evaluation:
         await self._jobs.run(partial(_carried_out, task) for task in tasks)
 
     async def _keep(self, finished: Finished) -> None:
-        await self._in_writer(self._store.keep, finished.lines)
+        try:
+            await self._in_writer(self._store.keep, finished.lines)
+        except BaseException:
+            self.progress.put_back()
+            raise
         self.progress.job_ended(failed=finished.failed)
         self._on_progress(self.progress)
 

@@ -237,6 +237,8 @@ def a_run_that_is_done_or_must_not_go_on_waits_for_no_server(folder: Path) -> No
         other = run.shell.run("run", FILE, "--out", "run", "--steps", 2)
         assert other.returncode == 2 and "--force-new-settings" in other.stderr, other.stderr
         assert server.requests == [] and (run.out / "traces.jsonl").read_bytes() == before
+        nowhere = run.shell.run("run", FILE, "--out", "x" * 300, *SMALL)
+        assert nowhere.returncode == 2 and "cannot be made or written" in nowhere.stderr, nowhere.stderr
 
         # A failed scene that is to be tried again is something to do, and so is a question more.
         server.reply = busy
