@@ -59,9 +59,11 @@ def evaluate(
     candidates: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: base, rehearsal, critique-revise, self-align, safe-prompt, debate, best-of-n, "
-            "decrim, each with settings if you like (`best-of-n:n=8`, `rehearsal:roles=2`); NAME=DIR loads an adapter; "
-            "NAME is one that the server serves.",
+            help="Separated by commas: base, rehearsal, foresee, critique-revise, self-align, safe-prompt, debate, "
+            "best-of-n, decrim, each with settings if you like (`best-of-n:n=8`, `rehearsal:roles=2`); "
+            "`best-of-n:tokens=matched` and `critique-revise:tokens=matched` generate about as many tokens as the "
+            "rehearsal did for the same question, with `tokens=1800` about so many; NAME=DIR loads an adapter; NAME is "
+            "one that the server serves.",
             metavar="LIST",
         ),
     ] = DEFAULT_CANDIDATES,

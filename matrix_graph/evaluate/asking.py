@@ -49,6 +49,11 @@ class Asker:
         """What was asked and answered so far, in the order in which it began; calls in flight left out."""
         return [exchange for exchange in self._kept if exchange is not None]
 
+    @property
+    def output_tokens(self) -> int:
+        """Generated tokens so far, as the server counts them, calls whose reply could not be used included."""
+        return sum(exchange.output_tokens for exchange in self.exchanges)
+
     async def ask(self, step: str, messages: Sequence[ChatMessage], *, max_tokens: int | None = None) -> str:
         """Ask for a text, to the letter.
 

@@ -21,7 +21,7 @@ class Progress:
         clock: seconds, of which only differences count.
 
     Attributes:
-        stage: what is being done: "answers" or "verdicts".
+        stage: what is being done: "answers", "matched answers" or "verdicts".
         total: jobs of the stage, those done before included.
         before: of these, jobs done in earlier starts.
         done: jobs that ended in this start.

@@ -205,9 +205,21 @@ def _answers(results: Results) -> Section:
         "Answers and what they take",
         "Calls, tokens and words are means an answer. Attack success counts answers to harmful questions, over-refusal "
         "answers to harmless ones, by GCG's list of refusal strings (arXiv 2307.15043): it sees words, not sense. Wall "
-        "times, which differ from run to run, stand in timings.json.",
+        "times, which differ from run to run, stand in timings.json." + _matches(results),
         [Table([*header, "attack success", "over-refusal"], rows)],
     )
+
+
+def _matches(results: Results) -> str:
+    """How near the candidates that were to spend what a rehearsal spent came to that."""
+    tokens = {item.candidate: item.costs.output_tokens for item in results.measures}
+    told = []
+    for name, settings in results.settings.items():
+        other = settings.get("matched_to")
+        own, aim = tokens.get(name), tokens.get(str(other))
+        if other is not None and own is not None and aim:
+            told.append(f" {name} generated {percent(own / aim)} of the tokens of {other}, which it was to match.")
+    return "".join(told)
 
 
 def _likelihoods(results: Results) -> list[Section]:

@@ -2,7 +2,8 @@
 
 What always holds: what is recorded under the same settings is never asked again; a record is on the disk before it
 counts; deep candidates begin first, so that the quick ones fill the server until the end; killed and started again, the
-records lead to the same results as if it had run through. Verdicts begin when all answers are there.
+records lead to the same results as if it had run through. Candidates that spend what a rehearsal spent begin when it
+is done; verdicts begin when all answers are there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import matrix_graph
 from matrix_graph.batch import lookout
 from matrix_graph.batch.jobs import Jobs
 from matrix_graph.errors import ConfigError, ModelError, ModelRequestError
+from matrix_graph.evaluate.candidates.budget import is_matched, matched_to
 from matrix_graph.evaluate.candidates.candidate import Candidate
 from matrix_graph.evaluate.candidates.plain import Plain
 from matrix_graph.evaluate.candidates.rehearsal import RehearsalCandidate
@@ -78,7 +80,8 @@ class Evaluation:
         on_progress: gets the progress whenever a job has ended.
 
     Raises:
-        ConfigError: nothing to do, ids that are not distinct, an unknown baseline, or a limit that cannot be.
+        ConfigError: nothing to do, ids that are not distinct, an unknown baseline, no rehearsal to match, or a
+            limit that cannot be.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Evaluation:
             raise ConfigError(
                 f"{adapters[0]!r} names an adapter, which {type(model).__name__} cannot ask; use ChatVLLM."
             )
+        self._matched_to = matched_to(candidates)
         self.directory = Path(out)
         self.progress = Progress()
         self.baseline = baseline or ("base" if "base" in candidates else next(iter(candidates)))
@@ -216,6 +220,10 @@ class Evaluation:
         self._failed_before = await self._in_writer(self._count_failed)
         tasks, before = await self._in_writer(self._missing)
         await self._stage("answers", tasks, before, self._answers_traffic)
+        if self._matched_to is not None:
+            spent = await self._in_writer(self._store.spent, self._matched_to)
+            tasks, before = await self._in_writer(self._missing, spent)
+            await self._stage("matched answers", tasks, before, self._answers_traffic)
         if self._judge is not None:
             verdicts, before = await self._in_writer(self._missing_verdicts, self._judge)
             await self._stage("verdicts", verdicts, before, self._judge_traffic)
@@ -244,24 +252,31 @@ class Evaluation:
         names, ids = set(self._candidates), {question.id for question in self._questions}
         return self._store.failed(names, ids)
 
-    def _missing(self) -> tuple[list[Task], int]:
-        """Answers and scores that are not there yet, the deepest first; and how many are."""
+    def _missing(self, spent: Mapping[str, int] | None = None) -> tuple[list[Task], int]:
+        """Answers and scores that are not there yet, the deepest first; and how many are.
+
+        Args:
+            spent: tokens that the rehearsal generated, by question id, for the candidates that match it and no others;
+                None: for all others.
+        """
         answered = self._store.answered(retry_failed=self._retry_failed)
         scored = self._store.scored(retry_failed=self._retry_failed)
         scenes = self._store.scenes(retry_failed=self._retry_failed)
         tasks: list[tuple[int, Task]] = []
         before = 0
         for answerer in self._answerers:
-            settings = plain(answerer.settings)
+            if is_matched(answerer.candidate) != (spent is not None):
+                continue
             for question in self._questions:
                 if not question.answered:
                     continue
-                if answered.get((answerer.name, question.id)) == (question.text, settings):
+                asked = answerer if spent is None else answerer.within(spent[question.id])
+                if answered.get((answerer.name, question.id)) == (question.text, plain(asked.settings)):
                     before += 1
                     continue
                 played = isinstance(answerer.candidate, RehearsalCandidate)
                 scene = scenes.get(answerer.trace_id(question)) if played else None
-                tasks.append((answerer.candidate.depth, AnswerTask(answerer, question, scene)))
+                tasks.append((answerer.candidate.depth, AnswerTask(asked, question, scene)))
             if not isinstance(answerer.candidate, Plain) or not isinstance(answerer.model, ChatVLLM):
                 continue
             scorer = Scorer(answerer.model, answerer.name)
@@ -297,12 +312,13 @@ class Evaluation:
 
     def _answerer(self, name: str, candidate: Candidate, traffic: Traffic) -> Answerer:
         served = candidate.model or self._base_name
+        matched = {"matched_to": self._matched_to} if is_matched(candidate) else {}
         return Answerer(
             name=name,
             candidate=candidate,
             model=patient(self._model, served, traffic),
             served=served,
-            settings={**candidate.settings, "served": served},
+            settings={**candidate.settings, "served": served, **matched},
             given_model=self._model,
         )
 

@@ -120,6 +120,14 @@ class EvaluationStore:
             if not (retry_failed and record.answer is None)
         }
 
+    def spent(self, candidate: str) -> dict[str, int]:
+        """Generated tokens of a candidate's answers, failed ones included, by question id."""
+        return {
+            record.question_id: record.output_tokens
+            for record in read_records(self.directory / ANSWERS_NAME, AnswerRecord)
+            if record.candidate == candidate
+        }
+
     def scored(self, *, retry_failed: bool) -> dict[tuple[str, str, str], Any]:
         """Settings of every score, by candidate, question id and text."""
         return {

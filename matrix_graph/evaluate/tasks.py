@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from langchain_core.language_models import BaseChatModel
@@ -19,6 +19,7 @@ from matrix_graph.batch.folder import identity
 from matrix_graph.batch.lookout import why_refused
 from matrix_graph.errors import BatchError, ModelError, ModelRequestError
 from matrix_graph.evaluate.asking import Asker
+from matrix_graph.evaluate.candidates.budget import Budgeted
 from matrix_graph.evaluate.candidates.candidate import Candidate
 from matrix_graph.evaluate.folder import ANSWERS_NAME, SCORES_NAME, TRACES_NAME, VERDICTS_NAME
 from matrix_graph.evaluate.judge import Judge, Judgement
@@ -73,6 +74,12 @@ class Answerer:
     def trace_id(self, question: Question) -> str:
         """The id of this candidate's scene on a question: the same in every run."""
         return identity(question.text, None, {"candidate": self.name, "question": question.id, **self.settings})
+
+    def within(self, tokens: int) -> Answerer:
+        """The same with a budget of generated tokens for one question, which its answer's settings tell."""
+        assert isinstance(self.candidate, Budgeted)  # no other can be matched
+        candidate = self.candidate.within(tokens)
+        return replace(self, candidate=candidate, settings={**self.settings, "tokens": candidate.tokens})
 
     async def refuse(self, problem: Problem) -> None:
         """Raise if the server refuses not only this call, but all of this candidate's.
@@ -138,7 +145,7 @@ class AnswerTask:
             answer=answer,
             calls=len(exchanges),
             input_tokens=sum(exchange.input_tokens for exchange in exchanges),
-            output_tokens=sum(exchange.output_tokens for exchange in exchanges),
+            output_tokens=asker.output_tokens,
             seconds=seconds,
             error=problem,
             settings=self.answerer.settings,

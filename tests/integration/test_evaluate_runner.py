@@ -37,7 +37,7 @@ from tests.unit.scripted import ScriptedModel
 
 ALL = (
     "base,rehearsal:roles=1:steps=1,critique-revise:revisions=1,self-align,safe-prompt,debate:agents=2,best-of-n:n=2,"
-    "decrim:iterations=1"
+    "decrim:iterations=1,foresee,best-of-n:tokens=matched"
 )
 COMMAND = (
     "import typer\n"
@@ -136,7 +136,7 @@ async def test_every_candidate_answers_every_question_within_the_limit(server: M
     server.delay = 0.005
     evaluation = await run(questions(6), ALL, model_of(server), tmp_path, max_requests=7)
     answers = read_answers(tmp_path)
-    assert len(answers) == 8 * 6 and all(record.answer for record in answers)
+    assert len(answers) == 10 * 6 and all(record.answer for record in answers)
     assert server.peak_in_flight <= 7 and evaluation.failed == 0
     # Costs are what the server saw: its call and not one more.
     assert sum(record.calls for record in answers) == len(server.calls) == evaluation.progress.calls
@@ -180,6 +180,43 @@ async def test_any_chat_model_can_be_evaluated(tmp_path: Path) -> None:
     assert len(read_verdicts(tmp_path)) == 2 * 3 * 2
     with pytest.raises(ConfigError, match="use ChatVLLM"):
         await run(known, "debate:model=kind", model, tmp_path / "other")
+
+
+# ---- the same tokens as the rehearsal ----------------------------------------------------------------------------
+
+
+MATCHED = "best-of-n:tokens=matched,base,rehearsal:roles=1:steps=1,critique-revise:tokens=matched"
+
+
+async def test_matched_candidates_spend_what_the_rehearsal_spent_on_the_same_question(tmp_path: Path) -> None:
+    model = ScriptedModel()
+    await run(questions(4), MATCHED, model, tmp_path)
+    answers = {(record.candidate, record.question_id): record for record in read_answers(tmp_path)}
+    for name in ("best-of-n:tokens=matched", "critique-revise:tokens=matched"):
+        for question in questions(4):
+            record, aim = answers[name, question.id], answers["rehearsal:roles=1:steps=1", question.id].output_tokens
+            assert record.settings["tokens"] == aim > 20 and abs(record.output_tokens - aim) <= 4
+            assert record.settings["matched_to"] == "rehearsal:roles=1:steps=1"
+    count = len(model.log)
+    await run(questions(4), MATCHED, model, tmp_path)
+    assert len(model.log) == count
+    write_results(tmp_path)
+    assert "of the tokens of rehearsal:roles=1:steps=1, which it was to match" in (tmp_path / "results.md").read_text()
+
+
+async def test_a_rehearsal_that_is_played_again_is_matched_again(tmp_path: Path) -> None:
+    model = ScriptedModel()
+    await run(questions(2), MATCHED, model, tmp_path)
+    before = {record.candidate: record for record in read_answers(tmp_path) if record.question_id == "q1"}
+    longer = before["rehearsal:roles=1:steps=1"].model_copy(update={"output_tokens": 300})
+    with (tmp_path / ANSWERS_NAME).open("ab") as file:
+        file.write(longer.to_line() + b"\n")
+    count = len(model.log)
+    await run(questions(2), MATCHED, model, tmp_path)
+    after = {record.candidate: record for record in read_answers(tmp_path) if record.question_id == "q1"}
+    for name in ("best-of-n:tokens=matched", "critique-revise:tokens=matched"):
+        assert after[name].settings["tokens"] == 300 and abs(after[name].output_tokens - 300) <= 4
+    assert len(model.log) == count + sum(record.calls for name, record in after.items() if "matched" in name)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

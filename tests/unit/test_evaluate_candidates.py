@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,20 +12,22 @@ from langchain_core.outputs import ChatResult
 from pydantic import Field
 
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ConfigError, ReplyError, SceneError
+from matrix_graph.errors import ConfigError, ModelError, ReplyError, SceneError
 from matrix_graph.evaluate.asking import Asker, together
 from matrix_graph.evaluate.candidates.best_of_n import BestOfN
+from matrix_graph.evaluate.candidates.budget import Budgeted, matched_to
 from matrix_graph.evaluate.candidates.candidate import Candidate
 from matrix_graph.evaluate.candidates.critique_revise import CritiqueRevise
 from matrix_graph.evaluate.candidates.debate import Debate, most_agreed
 from matrix_graph.evaluate.candidates.decrim import DecomposeCritiqueRefine
+from matrix_graph.evaluate.candidates.foresee import WORDS, Foresee
 from matrix_graph.evaluate.candidates.mistake_analysis import MistakeAnalysis
 from matrix_graph.evaluate.candidates.plain import Plain, SafePrompt
 from matrix_graph.evaluate.candidates.rehearsal import RehearsalCandidate
 from matrix_graph.evaluate.candidates.rlcd import ContrastPair
 from matrix_graph.evaluate.candidates.roster import METHODS, TRAINING_METHODS, roster_from
 from matrix_graph.evaluate.candidates.self_align import SelfAlign, answer_in
-from matrix_graph.evaluate.prompts import entries
+from matrix_graph.evaluate.prompts import entries, fill
 from matrix_graph.evaluate.records import AnswerRecord, Question
 from matrix_graph.evaluate.training import training_rows, write_rows
 from tests.unit.scripted import ScriptedModel
@@ -216,6 +219,129 @@ async def test_a_failed_scene_gives_no_answer_although_there_is_a_draft() -> Non
         await answered(RehearsalCandidate(scene=SceneConfig(roles=1, steps=1)), replies)
 
 
+def foreseen(**changes: Any) -> dict[str, Any]:
+    landlord = {
+        "person": "the $landlord", "to_asker": "lets the flat", "happens": "He gets no rent.", "outcome": "harmed",
+    }  # fmt: skip
+    tenant = {"person": "the asker", "to_asker": "asks", "happens": "Keeps the money.", "outcome": "helped"}
+    return {"people": [tenant, landlord], "lesson": "Talk first.", "revise": True, **changes}
+
+
+async def test_foresee_revises_by_what_would_happen_to_whom() -> None:
+    replies = in_turn(answer=["Stop paying."], foresee=[foreseen()], revise=["Talk to him."])
+    answer, model, asker = await answered(Foresee(), replies)
+    assert answer == "Talk to him."
+    assert [step for step, _ in model.prompts] == ["answer", "foresee", "revise"]
+    asked = model.prompts[1][1][0].text
+    assert QUESTION.question in asked and "Stop paying." in asked and "at most 4 in all" in asked
+    revise = model.prompts[2][1][0].text
+    assert "- the $landlord (lets the flat): He gets no rent. (harmed)" in revise and "Talk first." in revise
+    assert "Stop paying." in revise and len(asker.exchanges) == 3 == Foresee().depth
+
+
+async def test_foresee_gives_the_draft_to_the_letter_if_nothing_speaks_against_it() -> None:
+    replies = in_turn(answer=[" Wave.\n"], foresee=[foreseen(revise=False)])
+    answer, model, _ = await answered(Foresee(), replies)
+    assert answer == " Wave.\n" and len(model.prompts) == 2
+
+
+@pytest.mark.parametrize("wrong", ["Nobody is harmed.", {"lesson": "x", "revise": True}, foreseen(revise="perhaps")])
+async def test_foresee_asks_again_for_what_cannot_be_used_and_passes_no_draft_off(wrong: Any) -> None:
+    replies = in_turn(answer=["A"], foresee=[wrong, foreseen(revise=False)])
+    answer, _, asker = await answered(Foresee(), replies)
+    assert answer == "A" and [exchange.error is None for exchange in asker.exchanges] == [True, False, True]
+    with pytest.raises(ReplyError):
+        await answered(Foresee(), in_turn(answer=["A"], foresee=[wrong, wrong]))
+
+
+async def test_foresee_shows_no_more_people_than_it_asked_for() -> None:
+    replies = in_turn(answer=["A"], foresee=[foreseen()], revise=["B"])
+    _, model, _ = await answered(Foresee(people=1), replies)
+    assert "asker" in model.prompts[2][1][0].text and "landlord" not in model.prompts[2][1][0].text
+    assert Foresee(people=1).schema_of_people["properties"]["people"]["maxItems"] == 1
+
+
+def test_the_words_that_foresee_allows_leave_room_in_its_schema() -> None:
+    prompt = fill("foresee", "foresee", question="?", answer="!", people=4)
+    assert dict(re.findall(r'^"(\w+)": .* in at most (\d+) words\.$', prompt, re.MULTILINE)) == {
+        name: str(words) for name, words in WORDS.items()
+    }
+    schema = Foresee().schema_of_people
+    texts = {**schema["properties"]["people"]["items"]["properties"], **schema["properties"]}
+    assert all(texts[name]["maxLength"] == 3 * 6 * words for name, words in WORDS.items())
+    assert all(f'"{outcome}"' in prompt for outcome in texts["outcome"]["enum"])
+
+
+# ---- the same tokens --------------------------------------------------------------------------------------------
+
+
+async def test_best_of_n_goes_on_while_half_an_answer_fits() -> None:
+    # An answer of 9 words and its rating, {"rating": 5} in two, are 11 tokens.
+    for tokens, count in ((1, 1), (16, 1), (17, 2), (27, 2), (28, 3), (110, 10)):
+        ratings = iter([{"rating": 5}, {"rating": 7}] + 8 * [{"rating": 7}])
+        given = (f"{number} b c d e f g h i" for number in range(10))
+        replies = {"answer": given, "rate": ratings}
+        answer, _, asker = await answered(BestOfN(tokens=tokens), lambda step, *_: next(replies[step]))  # noqa: B023
+        assert len(asker.exchanges) == 2 * count and asker.output_tokens == 11 * count
+        assert answer[0] == ("0" if count == 1 else "1")  # the first of the best rated
+
+
+async def test_critique_revise_goes_on_while_half_a_round_fits() -> None:
+    # A draft of 4 tokens, then rounds of 2 + 4; before the first, a round is taken to be as long as the draft.
+    replies = {"answer": "a b c d", "critique": "too short", "revise": "e f g h"}
+    for tokens, rounds in ((1, 0), (5, 0), (6, 1), (12, 1), (13, 2), (100, 16)):
+        candidate = CritiqueRevise(tokens=tokens)
+        answer, model, asker = await answered(candidate, lambda step, *_: replies[step])
+        assert [step for step, _ in model.prompts] == ["answer"] + rounds * ["critique", "revise"]
+        assert answer == ("e f g h" if rounds else "a b c d") and asker.output_tokens == 4 + 6 * rounds
+
+
+@pytest.mark.parametrize("kind", [BestOfN, CritiqueRevise])
+async def test_a_budget_is_kept_on_average(kind: type[Budgeted]) -> None:
+    spent = []
+    for number in range(60):
+        question = Question(id="q", question=f"What about {number}?")
+
+        def replies(step: str, role: str, round: int, rng: random.Random) -> Any:
+            return None if step == "rate" else " ".join(["word"] * rng.randint(5, 60))
+
+        asker = Asker(listening(replies), temperature=0.2, max_tokens=64)
+        await kind(tokens=600).answer(question, asker)
+        spent.append(asker.output_tokens)
+        assert abs(asker.output_tokens - 600) < 100
+    assert abs(sum(spent) / len(spent) - 600) < 20
+
+
+@pytest.mark.parametrize("kind", [BestOfN, CritiqueRevise])
+async def test_a_model_that_does_not_tell_its_tokens_can_keep_no_budget(kind: type[Budgeted]) -> None:
+    class Silent(Listening):
+        def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
+            result = super()._reply(messages, metadata, schema)
+            result.generations[0].message = AIMessage(result.generations[0].text)
+            return result
+
+    with pytest.raises(ModelError, match=f"Give {kind.repeats}=NUMBER"):
+        await kind(tokens=600).answer(QUESTION, Asker(Silent(prompts=[]), temperature=0.2, max_tokens=64))
+
+
+async def test_a_budget_that_is_still_to_be_matched_is_no_number() -> None:
+    with pytest.raises(ConfigError, match="give a number"):
+        await answered(BestOfN(tokens="matched"))
+
+
+def test_settings_tell_what_ends_the_repeats_and_nothing_else() -> None:
+    assert {"n", "tokens"} & BestOfN(n=3).settings.keys() == {"n"}
+    assert {"revisions", "tokens"} & CritiqueRevise(tokens=9).settings.keys() == {"tokens"}
+    limited = BestOfN(tokens="matched").within(0)
+    assert limited.tokens == 1 and limited.settings["tokens"] == 1
+
+
+def test_the_first_rehearsal_is_matched() -> None:
+    text = "base,best-of-n:tokens=matched,rehearsal:roles=2,rehearsal"
+    assert matched_to(roster_from(text).candidates) == "rehearsal:roles=2"
+    assert matched_to(roster_from("base,rehearsal,best-of-n:tokens=9").candidates) is None
+
+
 async def test_an_empty_reply_twice_is_an_error_and_both_are_recorded() -> None:
     model = listening(lambda *_: " ")
     asker = Asker(model, temperature=0.2, max_tokens=64)
@@ -331,6 +457,10 @@ def test_roster_of_all_kinds() -> None:
         ("base=adapters/x", "is a method"),
         ("best-of-n:n=1", "n"),
         ("best-of-n:m=2", "Its settings: model"),
+        ("best-of-n:tokens=0", "greater than or equal to 1"),
+        ("best-of-n:n=3:tokens=900", "n or tokens, not both"),
+        ("base,critique-revise:tokens=matched", "Add rehearsal"),
+        ("rehearsal,debate:tokens=matched", "Its settings: model"),
         ("debate:agents", "no setting"),
         ("debate:agents=2:agents=3", "no setting"),
         ("nosuch:n=2", "There is no method"),

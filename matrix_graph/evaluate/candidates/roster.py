@@ -16,10 +16,12 @@ from pydantic import ValidationError
 from matrix_graph.config import SceneConfig, explain
 from matrix_graph.errors import ConfigError
 from matrix_graph.evaluate.candidates.best_of_n import BestOfN
+from matrix_graph.evaluate.candidates.budget import matched_to
 from matrix_graph.evaluate.candidates.candidate import Candidate
 from matrix_graph.evaluate.candidates.critique_revise import CritiqueRevise
 from matrix_graph.evaluate.candidates.debate import Debate
 from matrix_graph.evaluate.candidates.decrim import DecomposeCritiqueRefine
+from matrix_graph.evaluate.candidates.foresee import Foresee
 from matrix_graph.evaluate.candidates.mistake_analysis import MistakeAnalysis
 from matrix_graph.evaluate.candidates.plain import Plain, SafePrompt
 from matrix_graph.evaluate.candidates.rehearsal import RehearsalCandidate
@@ -31,6 +33,7 @@ METHODS: dict[str, type[Candidate]] = {
     for kind in (
         Plain,
         RehearsalCandidate,
+        Foresee,
         CritiqueRevise,
         SelfAlign,
         SafePrompt,
@@ -62,7 +65,7 @@ def roster_from(
 ) -> Roster:
     """The candidates that a text names, separated by commas.
 
-    Each is a method, with settings if you like (`best-of-n:n=8`, `rehearsal:roles=2:steps=3`, `debate:model=kind`), an
+    Each is a method, with settings if you like (`best-of-n:n=8`, `best-of-n:tokens=matched`, `debate:model=kind`), an
     adapter to load (`NAME=DIR`), or the name of an adapter that the server serves.
 
     Args:
@@ -71,7 +74,8 @@ def roster_from(
         methods: by name.
 
     Raises:
-        ConfigError: an item names nothing, twice the same, or a setting that there is not; tells what is allowed.
+        ConfigError: an item names nothing, twice the same, or a setting that there is not, or is to match a rehearsal
+            where there is none; tells what is allowed.
     """
     scene = scene or SceneConfig()
     candidates: dict[str, Candidate] = {}
@@ -97,6 +101,7 @@ def roster_from(
         else:
             served.append(name)
             candidates[name] = _made(item, Plain, {"model": name}, scene)
+    matched_to(candidates)  # raises if there is nothing to match
     named = {candidate.model for candidate in candidates.values()} - {None}
     served += sorted(str(name) for name in named if name not in adapters and name not in served)
     return Roster(candidates, adapters, served)
