@@ -101,14 +101,15 @@ async def test_every_candidate_answers_is_scored_and_judged(server: VLLMServer, 
     roster = roster_from(
         "base,rehearsal:roles=1:steps=1:max_answer_tokens=48,critique-revise:revisions=1:max_answer_tokens=48,"
         "self-align:max_answer_tokens=48,safe-prompt:max_answer_tokens=48,debate:agents=2:max_answer_tokens=48,"
-        "best-of-n:n=2:max_answer_tokens=48,decrim:iterations=1:constraints=2:max_answer_tokens=48"
+        "best-of-n:n=2:max_answer_tokens=48,decrim:iterations=1:constraints=2:max_answer_tokens=48,"
+        "foresee:people=2:max_answer_tokens=48"
     )
     model = chat(server)
     asked = QUESTIONS[:2]
     async with Evaluation(asked, roster.candidates, model, out=tmp_path, judge_model=model) as evaluation:
         await evaluation.run()
     answers = read_answers(tmp_path)
-    assert len(answers) == 16
+    assert len(answers) == 18
     # A small model may fail a method (a constraint list that is cut off, say), but not most of them.
     good = [record for record in answers if record.answer is not None]
     assert len(good) >= 12, [record.error for record in answers if record.error]
