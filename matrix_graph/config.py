@@ -24,20 +24,26 @@ from matrix_graph.models.server import ServerConfig
 
 ENV_PREFIX = "MATRIX_GRAPH_"
 
+LONGEST_ANSWER = 1536
+"""Tokens of a draft or a revision at most, where neither the settings nor the model say otherwise."""
+ROUNDS_TO_REACT = 2
+"""Rounds after the last step of the plan: a call to the police and their coming take two."""
+
 
 class SceneConfig(BaseModel):
     """How a scene is played, and its limits.
 
     The defaults follow the paper's observation that quality saturates at about four people and a dozen interactions
-    (MATRIX, arXiv 2402.05699, section 5), at a temperature that the smallest models get through.
+    (MATRIX, arXiv 2402.05699, section 5). What is played is sampled as the model's makers advise; what is judged is
+    sampled near 0.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     roles: int = Field(default=3, ge=1, le=50, description="How many other people join the ego in a generated cast.")
-    steps: int = Field(default=4, ge=1, le=50, description="The most steps of a generated plan.")
+    steps: int = Field(default=3, ge=1, le=50, description="The most steps of a generated plan.")
     max_rounds: int | None = Field(
-        default=None, ge=1, description="The most rounds; null allows one round more than `steps`."
+        default=None, ge=1, description="The most rounds; null allows two rounds more than `steps`, to react."
     )
     modulator: Literal["full", "plausible_all", "everyone_sees", "off"] = Field(
         default="full",
@@ -45,12 +51,24 @@ class SceneConfig(BaseModel):
         'everybody observe every accepted action, "off" asks no modulator: every action happens, everybody sees it, no '
         "object changes, no consequence is told, and reflection judges by the actions alone.",
     )
-    temperature: float = Field(default=0.2, ge=0, le=2, description="Sampling temperature of every call (ChatVLLM).")
-    max_answer_tokens: int = Field(default=512, ge=1, description="The longest draft or revision, in tokens.")
-    max_action_tokens: int = Field(default=160, ge=16, description="The longest action call, in tokens.")
-    max_judgement_tokens: int = Field(default=384, ge=64, description="The longest judgement call, in tokens.")
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="Sampling temperature of draft, cast, roles and revision (ChatVLLM); null: the server's default.",
+    )
+    judge_temperature: float = Field(
+        default=0.1, ge=0, le=2, description="Sampling temperature of judgements, reflection, summaries and checks."
+    )
+    max_answer_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="The longest draft or revision, in tokens; null: 1,536, of the small bundled models 512.",
+    )
+    max_action_tokens: int = Field(default=192, ge=16, description="The longest action call, in tokens.")
+    max_judgement_tokens: int = Field(default=512, ge=64, description="The longest judgement call, in tokens.")
     max_reflection_tokens: int = Field(
-        default=256, ge=32, description="The longest reflection and the longest summary of a dialogue, in tokens."
+        default=640, ge=32, description="The longest reflection and the longest summary of a dialogue, in tokens."
     )
     max_calls: int = Field(default=500, ge=4, description="The most model calls of one scene, repeats included.")
     max_output_tokens: int = Field(default=100_000, ge=256, description="The most generated tokens of one scene.")
@@ -61,18 +79,18 @@ class SceneConfig(BaseModel):
         description="The longest that a runnable may take over a role's action, in seconds.",
     )
     context_length: int | None = Field(
-        default=None, ge=512, description="The model's context in tokens; null asks the model, else assumes 4096."
+        default=None, ge=512, description="The model's context in tokens; null asks the model, else assumes 32,768."
     )
 
     @property
     def rounds(self) -> int:
         """The most rounds that this configuration plays."""
-        return self.max_rounds if self.max_rounds is not None else self.steps + 1
+        return self.max_rounds if self.max_rounds is not None else self.steps + ROUNDS_TO_REACT
 
     @property
     def max_cast_tokens(self) -> int:
         """Room for a cast of the configured size, in tokens."""
-        return 384 + 128 * (self.roles + 1) + 64 * self.steps
+        return 512 + 160 * (self.roles + 1) + 64 * self.steps
 
 
 class Settings(BaseSettings):

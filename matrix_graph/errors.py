@@ -61,6 +61,14 @@ class ReplyError(MatrixGraphError):
     """The model's reply is not what was asked for: empty, cut off, not JSON, or of another shape."""
 
 
+class CopiedError(ReplyError):
+    """The model's reply takes something from a worked example of its prompt."""
+
+
+class RepeatedError(ReplyError):
+    """A person does once more, in the same words, what it has done before."""
+
+
 class CastError(MatrixGraphError):
     """A given cast that no scene can be played with."""
 

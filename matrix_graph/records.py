@@ -14,15 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from matrix_graph.errors import CastError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added the situation, the stance, who people are, what observers perceive, whom an action hurts, the
+reflection, the check of a revision, and what was cut. Version 1 still loads: what it lacks is empty."""
 NAME_LENGTH = 60
 """The longest name of a role or an object, in characters."""
 RESERVED_NAMES = frozenset({"modulator"})
 """Names, casefolded, that no role may have, because a reader of the trace would mistake whose words he reads."""
 
-Purpose = Literal["draft", "cast", "act", "judge", "recap", "reflect", "revise"]
+Purpose = Literal["draft", "cast", "act", "judge", "recap", "reflect", "revise", "check", "feedback", "observe"]
 Status = Literal["finished", "blocked", "failed"]
 EndedBy = Literal["quiet", "max_rounds", "max_calls", "max_output_tokens", "max_seconds"]
+Stance = Literal["helps", "declines"]
+"""What an answer does with its question: it helps with it, or it declines to."""
+Effect = Literal["helped", "harmed", "left without help", "none"]
+"""What a scene did to a person."""
+Verdict = Literal["keep", "improve", "kinder", "help"]
+"""What a scene says about the draft: keep it; help in a better way; decline more kindly; help instead of declining."""
 Author = Literal["model", "runnable", "human", "what_if"]
 
 
@@ -66,6 +74,7 @@ class Role(_Given):
     """A person in the scene."""
 
     name: str = Field(description="How others address this person; distinct in the cast, case and spaces ignored.")
+    who: str = Field(default="", description="Who this person is to the asker, as everybody in the scene knows it.")
     traits: str = Field(default="", description="What this person is like.")
     goal: str = Field(default="", description="What this person wants in the scene.")
 
@@ -88,6 +97,11 @@ class Cast(_Given):
     roles: list[Role] = Field(description="All roles, the ego among them; their order is the order of settlement.")
     objects: list[SocialObject] = Field(default=[], description="Objects in their state before the first round.")
     plan: list[str] = Field(default=[], description="The ego's steps; empty lets the model plan from the draft.")
+    situation: str = Field(default="", description="One sentence: who asks, why, and where. The roles are not told.")
+    stance: Stance | None = Field(
+        default=None,
+        description="What the draft does with the question. The scene asks the model where it is null.",
+    )
 
     @model_validator(mode="after")
     def _playable(self) -> Self:
@@ -143,9 +157,18 @@ class Event(_Record):
     action: str
     plausible: bool
     reason: str = Field(description="Why the modulator judged so; of a rejected action its actor alone is told.")
-    observers: list[str] = Field(description="Roles that saw the action, in cast order, never the actor.")
+    observers: list[str] = Field(description="Roles that perceived the action, in cast order, never the actor.")
+    seen: str | None = Field(
+        default=None, description="What the observers see and hear of it; null: nobody does, or the action itself."
+    )
     changes: list[Change]
     consequence: str | None = Field(description="Effect on people, good or bad; null if there is none.")
+    hurt: list[str] = Field(default=[], description="Roles that the action harms, in cast order.")
+
+    @property
+    def told(self) -> str:
+        """The line that each observer is told."""
+        return self.seen or f"{self.role}: {self.action}"
 
 
 class Usage(_Record):
@@ -202,7 +225,49 @@ class Call(_Record):
         description="Who wrote the completion: the model, a runnable or a human who plays the role, or whoever asked "
         "\"what if\". Only the model's own may be taught as the model's.",
     )
+    reasoning: str | None = Field(default=None, description="What the model thought before the completion, if told.")
+    cut: list[str] = Field(
+        default=[], description='What of the completion ended at a limit: "reply", or names of strings in its JSON.'
+    )
     taken_over: bool = Field(default=False, description="Made in the parent scene, and not again in this branch.")
+
+
+class Outcome(_Record):
+    """What the scene did to one person, as the reflection saw it."""
+
+    name: str
+    effect: Effect
+    how: str = Field(description="How, in a few words.")
+
+
+class Reflection(_Record):
+    """What the scene means for the draft."""
+
+    people: list[Outcome] = Field(description="In cast order.")
+    lesson: str
+    verdict: Verdict
+
+    @property
+    def harmed(self) -> list[str]:
+        """The names of those whom the scene harmed."""
+        return [person.name for person in self.people if person.effect == "harmed"]
+
+
+class Check(_Record):
+    """Whether a proposed revision may take the draft's place (rule "never worse")."""
+
+    proposed: str = Field(description="The proposed revision, to the letter.")
+    harm: bool = Field(description="Whether the deed did harm in the scene.")
+    stance: Stance | None = Field(description="What the revision does with the question; null if it could not be told.")
+    repeats_deed: bool | None = Field(
+        default=None,
+        description="Whether the revision still helps to do what did harm in the scene. Null: not asked.",
+    )
+    preferred: list[Literal["draft", "revision"]] = Field(
+        default=[], description="Which of both was preferred: with the draft shown first, and shown second."
+    )
+    passed: bool
+    why: str = Field(description="Why it passed or did not, in a sentence.")
 
 
 class Edit(_Record):
@@ -238,6 +303,8 @@ class Trace(BaseModel):
     cast: Cast | None = Field(description="Null if the scene failed before it was cast.")
     events: list[Event]
     calls: list[Call]
+    reflection: Reflection | None = Field(default=None, description="Null if nothing in the scene asked for one.")
+    check: Check | None = Field(default=None, description="Null if no revision was proposed.")
     failures: list[Failure] = Field(default=[], description="What failed without ending the scene.")
     ended_by: EndedBy | None = Field(default=None, description='Why play ended: "quiet" or the limit that was reached.')
     settings: dict[str, Any]
@@ -251,6 +318,13 @@ class Trace(BaseModel):
     def consequences(self) -> list[str]:
         """The consequences of the accepted actions, in order."""
         return [event.consequence for event in self.events if event.consequence is not None]
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer ended at its limit of tokens, so that its end is missing."""
+        wanted = "revise" if self.revised else "draft"
+        calls = [call for call in self.calls if call.purpose == wanted and call.error is None]
+        return bool(calls) and calls[-1].finish_reason == "length"
 
     @property
     def object_states(self) -> dict[str, str]:

@@ -45,8 +45,9 @@ class Question(Generic[T]):
         messages: the prompt, ending with a user message.
         parse: takes the completion, returns the value, raises `ReplyError` if it cannot be used.
         max_tokens: the longest reply, in tokens.
-        temperature: sampling temperature.
+        temperature: sampling temperature; None leaves it to the server.
         schema: JSON schema of the reply; None asks for free text.
+        again: the prompt of a second try, where it is another one; None takes `messages`.
         role: whose action or dialogue this is about.
         round: from 1; None outside the rounds.
         seconds: how long all tries together may take.
@@ -56,8 +57,9 @@ class Question(Generic[T]):
     messages: Sequence[ChatMessage]
     parse: Callable[[str], T]
     max_tokens: int
-    temperature: float
+    temperature: float | None
     schema: dict[str, Any] | None = None
+    again: Sequence[ChatMessage] | None = None
     role: str | None = None
     round: int | None = None
     seconds: float | None = None
@@ -120,6 +122,7 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
             "usage": {"input_tokens": 0, "output_tokens": 0},
             "seconds": 0.0,
             "error": None,
+            "cut": [],
         }
         calls.append(call)
         turn = Turn(None if until is None else max(0.0, until - clock()))
@@ -142,6 +145,7 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
         text = reply.text
         call["completion"] = text
         call["finish_reason"] = reply.finish_reason
+        call["cut"] = cut_at_limits(text, reply.finish_reason, question.schema)
         call["model"] = reply.model or call["model"]
         call["usage"] = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
         tokens = reply.input_tokens + reply.output_tokens
@@ -182,6 +186,41 @@ def parse_json(reply: type[M]) -> Callable[[str], M]:
     return parse
 
 
+def cut_at_limits(text: str, finish_reason: str | None, schema: dict[str, Any] | None) -> list[str]:
+    """Name what of a completion ended at a limit.
+
+    Args:
+        text: the completion.
+        finish_reason: the server's; "length" means that it ended at the limit of tokens.
+        schema: the JSON schema that it was held to; None for free text.
+
+    Returns:
+        "reply" for the limit of tokens, and the path of each JSON string that is as long as its schema allows.
+    """
+    found = ["reply"] if finish_reason == "length" else []
+    if schema is not None:
+        with suppress(ValueError, RecursionError):
+            found += _full_strings(json.loads(text), schema, "")
+    return found
+
+
+def _full_strings(value: Any, schema: Any, path: str) -> list[str]:
+    if not isinstance(schema, dict):
+        return []
+    found: list[str] = []
+    for branch in schema.get("anyOf", ()):
+        found += _full_strings(value, branch, path)
+    if isinstance(value, str):
+        return [*found, path] if len(value) >= schema.get("maxLength", len(value) + 1) else found
+    if isinstance(value, dict):
+        for name, part in value.items():
+            found += _full_strings(part, schema.get("properties", {}).get(name), f"{path}.{name}".lstrip("."))
+    if isinstance(value, list):
+        for number, part in enumerate(value):
+            found += _full_strings(part, schema.get("items"), f"{path}[{number}]")
+    return found
+
+
 def _objects_in(text: str) -> list[str]:
     """The JSON objects that stand in a text, the last one first: what a model thinks aloud comes before its reply."""
     decoder = json.JSONDecoder()
@@ -220,5 +259,5 @@ def _ask_again(question: Question[Any], why: str) -> list[ChatMessage]:
     note = f"(Your last reply to this could not be used: {why[:500]})"
     if question.schema is not None:
         note += f"\nReply with one JSON object that fits this JSON schema:\n{json.dumps(question.schema)}"
-    *before, last = question.messages
+    *before, last = question.again or question.messages
     return [*before, {**last, "content": f"{last['content']}\n\n{note}"}]

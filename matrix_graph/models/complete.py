@@ -87,19 +87,20 @@ async def complete(
 
 
 def sampling_of(
-    model: BaseChatModel, temperature: float, max_tokens: int, schema: dict[str, Any] | None
+    model: BaseChatModel, temperature: float | None, max_tokens: int, schema: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The sampling settings that a call to this model carries, as they are recorded.
 
     Args:
         model: only `ChatVLLM` is told settings call by call; of others their own are given, as far as they can be read.
-        temperature: for this call.
+        temperature: for this call; None sends none, so that the model's or the server's own default holds.
         max_tokens: the longest reply.
         schema: JSON schema of the reply.
     """
     if isinstance(model, ChatVLLM):
         bound = {} if schema is None else {"structured_outputs": {"json": schema}}
-        return {"temperature": temperature, "max_tokens": max_tokens, **bound}
+        given = {} if temperature is None else {"temperature": temperature}
+        return {**given, "max_tokens": max_tokens, **bound}
     sent = {name: getattr(model, name, None) for name in ("temperature", "top_p", "max_tokens")}
     return {name: value for name, value in sent.items() if isinstance(value, int | float)}
 

@@ -1,35 +1,43 @@
 """Who is in the scene, what stands there, and what the ego sets out to do.
 
-The model names them; the code makes the names distinct and short, since that cannot be left to a model. A cast that
-people gave is taken as it is or refused (`records.Cast`), never repaired.
+The model names them; the code makes the names distinct and short, keeps people out of the things, and has a cast that
+was taken from the prompt's example written again without it. What the draft does with the question, its stance, is
+asked apart and side by side. A cast that people gave is taken as it is or refused (`records.Cast`), never repaired.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from itertools import chain, repeat
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from matrix_graph.errors import CastError, ReplyError
-from matrix_graph.models.ask import parse_json
+from matrix_graph.models.ask import Answer, parse_json
 from matrix_graph.records import NAME_LENGTH, RESERVED_NAMES, Cast, Role, SocialObject
+from matrix_graph.scene.copying import refuse_copies, same_words, words_of
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
+from matrix_graph.scene.stance import ask_stance
 from matrix_graph.scene.state import Plain, SceneState, plain
 
-MOST_OBJECTS = 4
-# What a schema allows, in characters. Small models fill whatever room they get, so that the room must fit the reply.
-_NAME, _WORDS, _STATE, _STEP = 30, 80, 60, 140
+MOST_OBJECTS = 3
+# What a schema allows, in characters: three times what the prompt's words take, so that nothing ends in mid-word.
+_NAME, _WORDS, _STATE, _STEP, _SENTENCE = 60, 240, 180, 300, 600
 # What is still taken from a model that was not bound to the schema.
 _TOLERANCE = 10
 
 _NUMBERING = re.compile(r"^\s*(?:step\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
+_POSSESSIVE = re.compile(r"^.*?['’]s?\s+")
+_ASKER = "asker"
 
 
 class _Person(BaseModel):
+    who: str = Field(default="", max_length=_WORDS * _TOLERANCE)
+    name: str = Field(default="", max_length=_NAME * _TOLERANCE)
     traits: str = Field(default="", max_length=_WORDS * _TOLERANCE)
     goal: str = Field(default="", max_length=_WORDS * _TOLERANCE)
 
@@ -40,46 +48,62 @@ class _Thing(BaseModel):
 
 
 class _PlanReply(BaseModel):
+    situation: str = Field(default="", max_length=_SENTENCE * _TOLERANCE)
     plan: list[str] = Field(min_length=1)
 
 
 class _CastReply(_PlanReply):
-    # Names stand in a list of their own and come first: small models then give fewer of them twice.
-    people: list[str] = Field(min_length=2)
-    roles: list[_Person] = []
     objects: list[_Thing] = []
 
 
 async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
-    """Have the scene cast, or take the given cast and have only its plan made if it has none."""
+    """Have the scene cast, or take the given cast and have only what it lacks made."""
     try:
         if given is None and state["cast"] is not None:
             given = Cast.model_validate(state["cast"])
     except (CastError, ValueError) as error:
         return {"cast": None, **failed(error if isinstance(error, CastError) else CastError(str(error)))}
-    if given is None:
-        return await _generated(stage, state)
-    if given.plan:
-        return _ready(stage, state, given, [])
-    return await _planned(stage, state, given)
+    casting = _generated(stage, state) if given is None else _planned(stage, state, given)
+    if given is not None and given.stance is not None:
+        made, calls = await casting, []
+    else:
+        made, stance = await asyncio.gather(casting, ask_stance(stage, state["question"], state["draft"] or ""))
+        calls = stance.calls
+        if made.value is not None and stance.value is not None:
+            made = Answer(made.value.model_copy(update={"stance": stance.value}), made.text, [], 0, made.calls)
+        elif made.value is not None:
+            kept = plain(made.value) if given is not None else None
+            return {"cast": kept, "calls": [*calls, *made.calls], "status": "failed", "error": stance.problem}
+    calls = [*calls, *made.calls]
+    if made.value is None:
+        kept = plain(given) if given is not None else None
+        return {"cast": kept, "calls": calls, "status": "failed", "error": made.problem}
+    return _ready(stage, state, made.value, calls)
 
 
-async def _generated(stage: Stage, state: SceneState) -> Plain:
+async def _generated(stage: Stage, state: SceneState) -> Answer[Cast]:
     roles, steps = stage.config.roles, stage.config.steps
+    slots = _slots(roles)
+    described = "\n".join([fill("cast", "slots"), *(fill("cast", "more", slot=slot) for slot in slots[4:])])
+    lines = [line for line in described.splitlines() if line.split('"')[1] in slots]
     ask = {"role": "user", "content": fill("cast", "ask", question=state["question"], draft=state["draft"])}
-    answer = await stage.ask(
+
+    def prompt(example: str) -> list[dict[str, str]]:
+        return [*opening("cast", slots="\n".join(lines), steps=_count(steps), example=example), ask]
+
+    return await stage.ask(
         "cast",
-        [*opening("cast", number=roles + 1), ask],
-        _parse_cast(roles, steps),
+        prompt("\n" + fill("cast", "example").strip("\n")),
+        _parse_cast(slots, steps, f"{state['question']}\n{state['draft']}"),
         stage.config.max_cast_tokens,
-        schema=_cast_schema(roles, steps),
+        schema=_cast_schema(slots, steps),
+        again=prompt(""),
     )
-    if answer.value is None:
-        return {"cast": None, "calls": answer.calls, "status": "failed", "error": answer.problem}
-    return _ready(stage, state, answer.value, answer.calls)
 
 
-async def _planned(stage: Stage, state: SceneState, given: Cast) -> Plain:
+async def _planned(stage: Stage, state: SceneState, given: Cast) -> Answer[Cast]:
+    if given.plan:
+        return Answer(given, "", [], 0, [])
     steps = stage.config.steps
     ask = fill(
         "cast",
@@ -89,16 +113,19 @@ async def _planned(stage: Stage, state: SceneState, given: Cast) -> Plain:
         question=state["question"],
         draft=state["draft"],
     )
-    answer = await stage.ask(
+
+    def parse(text: str) -> Cast:
+        reply = parse_json(_PlanReply)(text)
+        update = {"plan": _steps(reply.plan, steps), "situation": given.situation or _line(reply.situation)}
+        return given.model_copy(update=update)
+
+    return await stage.ask(
         "cast",
-        [{"role": "system", "content": fill("cast", "plan", ego=given.ego)}, {"role": "user", "content": ask}],
-        lambda text: _steps(parse_json(_PlanReply)(text).plan, steps),
+        [*opening("cast", "plan", ego=given.ego, steps=_count(steps)), {"role": "user", "content": ask}],
+        parse,
         stage.config.max_cast_tokens,
-        schema={"type": "object", **_properties(plan=_plan_schema(steps))},
+        schema={"type": "object", **_properties(situation=_text(_SENTENCE), plan=_plan_schema(steps))},
     )
-    if answer.value is None:
-        return {"cast": plain(given), "calls": answer.calls, "status": "failed", "error": answer.problem}
-    return _ready(stage, state, given.model_copy(update={"plan": answer.value}), answer.calls)
 
 
 def _ready(stage: Stage, state: SceneState, cast: Cast, calls: list[Plain]) -> Plain:
@@ -112,31 +139,79 @@ def _ready(stage: Stage, state: SceneState, cast: Cast, calls: list[Plain]) -> P
 
 
 def described(roles: list[Role]) -> str:
-    """The roles as lines of a prompt."""
-    return "\n".join(f"- {r.name}: {r.traits or '-'}; wants: {r.goal or '-'}" for r in roles)
+    """The roles with all that is known of them, as lines of a prompt."""
+    return "\n".join(
+        f"- {role.name}{f', {role.who}' if role.who else ''}: {role.traits or '-'}; wants: {role.goal or '-'}"
+        for role in roles
+    )
 
 
-def _parse_cast(roles: int, steps: int) -> Any:
-    parse = parse_json(_CastReply)
+def introduced(people: dict[str, str]) -> str:
+    """The people as everybody knows them, as lines of a prompt.
+
+    Args:
+        people: name -> who it is to the asker.
+    """
+    return "\n".join(f"- {name}{f': {who}' if who else ''}" for name, who in people.items())
+
+
+def _slots(roles: int) -> list[str]:
+    """What each person of a generated cast is there for; `roles` others join the asker."""
+    if roles < 3:
+        return [_ASKER, "affected", "responsible"][: roles + 1]
+    return [_ASKER, "affected", "bystander", "responsible", *(f"other_{n}" for n in range(4, roles + 1))]
+
+
+def _count(steps: int) -> str:
+    return "one" if steps == 1 else f"two to {steps}" if steps > 2 else "two"
+
+
+def _parse_cast(slots: list[str], steps: int, own: str) -> Callable[[str], Cast]:
+    fields: Any = {slot: (_Person, ...) for slot in slots}
+    parse = parse_json(create_model("_CastOf", __base__=_CastReply, **fields))
 
     def to_cast(text: str) -> Cast:
         reply = parse(text)
-        names = distinct(reply.people[: roles + 1], "Person")
-        things = reply.objects[:MOST_OBJECTS]
+        refuse_copies("cast", reply.model_dump(), own)
+        people: list[_Person] = [getattr(reply, slot) for slot in slots]
+        names = distinct([_line(person.name) or _line(person.who) for person in people], "Person")
+        roles = [
+            Role(name=name, who=_line(person.who), traits=_line(person.traits), goal=_line(person.goal))
+            for name, person in zip(names, people, strict=True)
+        ]
+        things = [thing for thing in reply.objects[:MOST_OBJECTS] if not is_person(thing.name, roles)]
         return Cast(
             ego=names[0],
-            roles=[
-                Role(name=name, traits=_line(person.traits), goal=_line(person.goal))
-                for name, person in zip(names, chain(reply.roles, repeat(_Person())), strict=False)
-            ],
+            roles=roles,
             objects=[
                 SocialObject(name=name, state=_line(thing.state) or "as usual")
                 for name, thing in zip(distinct([t.name for t in things], "Object"), things, strict=True)
             ],
             plan=_steps(reply.plan, steps),
+            situation=_line(reply.situation),
         )
 
     return to_cast
+
+
+def is_person(thing: str, roles: list[Role]) -> bool:
+    """Whether a thing's name is that of a person of the cast, or of who that person is.
+
+    Args:
+        thing: an object's name, such as "landlord".
+        roles: the cast, such as somebody who is "the asker's landlord".
+    """
+    words = words_of(thing)
+    while words and words[0] in ("the", "a", "an", "his", "her", "their", "my"):
+        words = words[1:]
+    if not words:
+        return False
+    for role in roles:
+        who = _POSSESSIVE.sub("", role.who).split(" of ")[0].split(",")[0].split(" who ")[0]
+        name, head = words_of(role.name), words_of(who)
+        if words == name or words == head or (len(words) == 1 and words[0] in name[-1:] + head[-1:]):
+            return True
+    return False
 
 
 def distinct(names: list[str], otherwise: str) -> list[str]:
@@ -160,25 +235,32 @@ def distinct(names: list[str], otherwise: str) -> list[str]:
 
 
 def _steps(plan: list[str], most: int) -> list[str]:
-    steps = [_NUMBERING.sub("", _line(step))[: _STEP * _TOLERANCE] for step in plan]
-    kept = [step for step in steps if step][:most]
+    """The plan's steps, each once."""
+    kept: list[str] = []
+    for raw in plan:
+        step = _NUMBERING.sub("", _line(raw))[: _STEP * _TOLERANCE]
+        if step and not any(step.casefold() == other.casefold() or same_words(step, other) for other in kept):
+            kept.append(step)
     if not kept:
         raise ReplyError("plan: no step says anything.")
-    return kept
+    return kept[:most]
 
 
 def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _cast_schema(roles: int, steps: int) -> dict[str, Any]:
-    person = {"type": "object", **_properties(traits=_text(_WORDS), goal=_text(_WORDS))}
+def _cast_schema(slots: list[str], steps: int) -> dict[str, Any]:
+    person = {
+        "type": "object",
+        **_properties(who=_text(_WORDS), name=_text(_NAME), traits=_text(_WORDS), goal=_text(_WORDS)),
+    }
     thing = {"type": "object", **_properties(name=_text(_NAME), state=_text(_STATE))}
     return {
         "type": "object",
         **_properties(
-            people={"type": "array", "items": _text(_NAME), "minItems": roles + 1, "maxItems": roles + 1},
-            roles={"type": "array", "items": person, "minItems": roles + 1, "maxItems": roles + 1},
+            situation=_text(_SENTENCE),
+            **dict.fromkeys(slots, person),
             objects={"type": "array", "items": thing, "minItems": 1, "maxItems": MOST_OBJECTS},
             plan=_plan_schema(steps),
         ),
@@ -186,7 +268,7 @@ def _cast_schema(roles: int, steps: int) -> dict[str, Any]:
 
 
 def _plan_schema(steps: int) -> dict[str, Any]:
-    return {"type": "array", "items": _text(_STEP), "minItems": 1, "maxItems": steps}
+    return {"type": "array", "items": _text(_STEP), "minItems": min(2, steps), "maxItems": steps}
 
 
 def _properties(**properties: Any) -> dict[str, Any]:

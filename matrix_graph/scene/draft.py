@@ -42,13 +42,15 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
         "calls": [None],
         "failures": [None],
         "actions": [None],
+        "passes": [None],
         "dialogues": None,
         "modulator": None,
         "inbox": {},
         "step": 0,
         "attempt": 0,
         "blocked": False,
-        "lesson": None,
+        "reflection": None,
+        "check": None,
     }
     if not isinstance(question, str) or not question.strip():
         error = SceneError(f"The question is empty or no text ({question!r}); give a text to answer.")
@@ -62,7 +64,7 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
         start["draft"] = clean(given)
     else:
         answer = await stage.ask(
-            "draft", [{"role": "user", "content": question}], parse_text, stage.config.max_answer_tokens
+            "draft", [{"role": "user", "content": question}], parse_text, stage.answer_tokens
         )
         start["calls"] = [None, *answer.calls]
         start["draft"] = answer.value

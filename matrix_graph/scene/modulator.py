@@ -2,7 +2,8 @@
 
 What always holds: a rejected action changes nothing, reaches nobody and has no consequence, and its actor alone is told
 why; objects change through accepted actions only, each change from the state that the one before it left; who observes
-whom is chosen from the cast, and nobody observes themselves.
+whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard, which is not
+always what is done.
 
 Judging side by side and settling in order are reconciled so: every judgement of a round reads the same prompt with all
 its actions in settlement order, and takes those before its own as having just happened.
@@ -27,7 +28,8 @@ from matrix_graph.scene.rounds import actors, settlement_order
 from matrix_graph.scene.stage import Stage
 from matrix_graph.scene.state import Action, Dialogue, Plain, SceneState, Unread
 
-_SENTENCE, _STATE, _TOLERANCE = 160, 60, 10
+_SENTENCE, _STATE, _TOLERANCE = 400, 180, 10
+# What a schema allows is three times what the prompt asks for, so that nothing ends in mid-word.
 _NO_CONSEQUENCE = frozenset({"", "none", "null", "n/a", "nothing", "no consequence", "-"})
 
 
@@ -40,8 +42,10 @@ class _Judgement(BaseModel):
     reason: str = Field(default="", max_length=_SENTENCE * _TOLERANCE)
     plausible: bool
     observers: list[str] = []
+    seen: str | None = Field(default=None, max_length=_SENTENCE * _TOLERANCE)
     changes: list[_ObjectChange] = []
     consequence: str | None = Field(default=None, max_length=_SENTENCE * _TOLERANCE)
+    hurt: list[str] = []
 
 
 async def moderate(stage: Stage, state: SceneState) -> Plain:
@@ -52,11 +56,11 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
         (action for action in state["actions"] if action["round"] == round), key=lambda action: order[action["role"]]
     )
     if not actions:
-        return {"round": round, "inbox": _left_over(state)}
+        return {"round": round, "inbox": _left_over(state), **_progress(state, round)}
     if stage.config.modulator == "off":
         unjudged = [_unjudged(state, action) for action in actions]
         return {**_settle(stage, state, actions, unjudged), "round": round}
-    start = opening("modulator", people=described([Role(**role) for role in _cast(state)["roles"]]))
+    start = _opening(state)
     things = _things(state)
     asked = [_question(position, actions) for position in range(len(actions))]
     dialogue, calls = await stage.fitted(
@@ -88,6 +92,7 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
 
 async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[_Judgement]:
     others = _others(state, action["role"])
+    everybody = [role["name"] for role in _cast(state)["roles"]]
     objects = [thing["name"] for thing in _cast(state)["objects"]]
     parse = parse_json(_Judgement)
 
@@ -95,12 +100,18 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         judgement = parse(text)
         plausible = judgement.plausible or stage.config.modulator == "plausible_all"
         observers = {_chosen(name, [*others, action["role"]], "observers") for name in judgement.observers}
+        hurt = {_chosen(name, everybody, "hurt") for name in judgement.hurt}
+        seen = " ".join((judgement.seen or "").split())
+        if stage.config.modulator != "everyone_sees" and seen.strip(".").casefold() in _NO_CONSEQUENCE:
+            observers = set()  # what cannot be seen or heard reaches nobody
         return judgement.model_copy(
             update={
                 "plausible": plausible,
                 "observers": [
                     name for name in others if name in observers or stage.config.modulator == "everyone_sees"
                 ],
+                "seen": seen or None,
+                "hurt": [name for name in everybody if name in hurt],
                 "changes": [
                     change.model_copy(update={"object": _chosen(change.object, objects, "changes")})
                     for change in judgement.changes
@@ -113,9 +124,21 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         messages,
         parse_judgement,
         stage.config.max_judgement_tokens,
-        schema=_schema(others, objects, may_reject=stage.config.modulator != "plausible_all"),
+        schema=_schema(others, everybody, objects, may_reject=stage.config.modulator != "plausible_all"),
         role=action["role"],
         round=action["round"],
+    )
+
+
+def _opening(state: SceneState) -> list[ChatMessage]:
+    """The modulator's system message: the scene, and what the draft said to the question."""
+    cast = _cast(state)
+    return opening(
+        "modulator",
+        situation=cast.get("situation") or "-",
+        question=state["question"],
+        frame=fill("modulator", cast.get("stance") or "helps", ego=cast["ego"]),
+        people=described([Role(**role) for role in cast["roles"]]),
     )
 
 
@@ -128,7 +151,7 @@ def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: lis
     """Turn judgements into events one after the other, so that each change starts where the one before it ended."""
     objects = dict(state["objects"])
     inbox = _left_over(state)
-    progress = {name: state[name] for name in ("step", "attempt", "blocked")}
+    progress = _progress(state, actions[0]["round"])
     events: list[Plain] = []
     failures: list[Plain] = []
     for action, answer in zip(actions, answers, strict=True):
@@ -142,16 +165,17 @@ def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: lis
         events.append(event)
         stage.emit({"type": "event", **event})
         for name in event["observers"]:
-            inbox.setdefault(name, []).append(Unread(actor=action["role"], text=action["action"]))
+            told = event["seen"] or f"{action['role']}: {action['action']}"
+            inbox.setdefault(name, []).append(Unread(own=False, text=told))
         if not event["plausible"]:
-            inbox.setdefault(action["role"], []).append(Unread(actor=None, text=event["reason"]))
+            inbox.setdefault(action["role"], []).append(Unread(own=True, text=event["reason"]))
         if action["step"]:
             progress = _after_step(state, accepted=event["plausible"])
-    told = [event["consequence"] for event in events if event["consequence"] is not None]
+    consequences = [event["consequence"] for event in events if event["consequence"] is not None]
     return {
         "events": events,
         "failures": failures,
-        "consequences": [*state["consequences"], *told],
+        "consequences": [*state["consequences"], *consequences],
         "objects": objects,
         "inbox": inbox,
         **progress,
@@ -168,16 +192,27 @@ def _event(action: Action, judgement: _Judgement, objects: dict[str, str]) -> Pl
             objects[change.object] = after
     consequence = " ".join((judgement.consequence or "").split())
     harmless = not judgement.plausible or consequence.strip(".").casefold() in _NO_CONSEQUENCE
+    observers = judgement.observers if judgement.plausible else []
     return {
         "round": action["round"],
         "role": action["role"],
         "action": action["action"],
         "plausible": judgement.plausible,
         "reason": " ".join(judgement.reason.split()),
-        "observers": judgement.observers if judgement.plausible else [],
+        "observers": observers,
+        "seen": judgement.seen if observers else None,
         "changes": changes,
         "consequence": None if harmless else consequence,
+        "hurt": judgement.hurt if judgement.plausible else [],
     }
+
+
+def _progress(state: SceneState, round: int) -> Plain:
+    """How far the ego's plan is before this round's actions are settled: a step that it passed over is behind it."""
+    passed = any(item["step"] for item in state["passes"] if item["round"] == round)
+    if passed:
+        return {"step": state["step"] + 1, "attempt": 0, "blocked": False}
+    return {name: state[name] for name in ("step", "attempt", "blocked")}
 
 
 def _after_step(state: SceneState, *, accepted: bool) -> Plain:
@@ -271,7 +306,7 @@ def _cast(state: SceneState) -> Plain:
     return cast
 
 
-def _schema(others: list[str], objects: list[str], *, may_reject: bool = True) -> dict[str, Any]:
+def _schema(others: list[str], everybody: list[str], objects: list[str], *, may_reject: bool = True) -> dict[str, Any]:
     sentence = {"type": "string", "minLength": 1, "maxLength": _SENTENCE}
     change = {
         "type": "object",
@@ -286,8 +321,10 @@ def _schema(others: list[str], objects: list[str], *, may_reject: bool = True) -
         "reason": sentence,
         "plausible": {"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
         "observers": _some({"type": "string", "enum": others}, len(others)),
+        "seen": {"anyOf": [sentence, {"type": "null"}]},
         "changes": _some(change, len(objects)),
         "consequence": {"anyOf": [sentence, {"type": "null"}]},
+        "hurt": _some({"type": "string", "enum": everybody}, len(everybody)),
     }
     return {
         "type": "object",

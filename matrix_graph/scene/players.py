@@ -46,7 +46,7 @@ class Human:
     """A person plays the role: the graph interrupts, shows what the role may know, and takes the action.
 
     The interrupt's value is a plain dict: type ("action_wanted"), role, round, you (name, traits and goal), before (the
-    role's dialogue so far), seen (`[{"actor", "action"}]`), failed (why the role's last action could not happen, or
+    role's dialogue so far), people (name -> who everybody is to the asker), seen (a list of lines), failed (why the role's last action could not happen, or
     None), step (the plan step that the role has in mind, or None), problem (what was wrong with the last reply, or
     None). Resume with a text or `{"action": text}`; an empty text is silence.
     """
@@ -127,14 +127,14 @@ async def _ask_human(stage: Stage, task: RoleTask, messages: list[ChatMessage]) 
             f"{task['profile']['name']} is played by a human, who can only be waited for with a checkpointer. Compile "
             "the scene with one, and run it with a thread_id."
         )
-    failed = " ".join(unread["text"] for unread in task["unread"] if unread["actor"] is None)
+    failed = " ".join(unread["text"] for unread in task["unread"] if unread["own"])
     wanted: Plain = {
         "type": "action_wanted",
         "role": task["profile"]["name"],
         "round": task["round"],
         "you": dict(task["profile"]),
         "before": [message for message in (task["dialogue"] or {"messages": []})["messages"] if _is_turn(message)],
-        "seen": [{"actor": unread["actor"], "action": unread["text"]} for unread in task["unread"] if unread["actor"]],
+        "seen": [unread["text"] for unread in task["unread"] if not unread["own"]],
         "failed": failed or None,
         "step": task["step"],
         "problem": None,

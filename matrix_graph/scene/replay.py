@@ -176,6 +176,7 @@ class _ReplayStage(Stage):
         schema: dict[str, Any] | None = None,
         role: str | None = None,
         round: int | None = None,
+        again: Sequence[ChatMessage] | None = None,
     ) -> Answer[T]:
         """The recorded answer to this very prompt."""
         calls = _same_prompt(self.script.get((purpose, role, round), []), messages)
@@ -238,6 +239,8 @@ def _same_prompt(calls: list[Plain], messages: Sequence[ChatMessage]) -> list[Pl
 def _before_the_first_round(record: Plain) -> Plain:
     """The state that the cast node leaves."""
     cast = record["cast"]
+    # The draft's stance is asked before the first round, a revision's after the last.
+    first = next((n for n, call in enumerate(record["calls"]) if call["round"] is not None), len(record["calls"]))
     return {
         "question": record["question"],
         "draft": record["draft"],
@@ -253,10 +256,11 @@ def _before_the_first_round(record: Plain) -> Plain:
         "settings": record["settings"],
         "error": None,
         "ended_by": None,
-        "calls": [call for call in record["calls"] if call["purpose"] in ("draft", "cast")],
+        "calls": record["calls"][:first],
         "failures": [],
         "clock": 0.0,
         "actions": [],
+        "passes": [],
         "dialogues": {},
         "modulator": None,
         "objects": {thing["name"]: thing["state"] for thing in cast["objects"]},
@@ -264,7 +268,8 @@ def _before_the_first_round(record: Plain) -> Plain:
         "step": 0,
         "attempt": 0,
         "blocked": False,
-        "lesson": None,
+        "reflection": None,
+        "check": None,
         "edits": [],
     }
 

@@ -1,104 +1,187 @@
 """What the scene means for the draft, and the answer that follows from it.
 
-No harm is presupposed: if no accepted action had a consequence and no step of the plan failed, the draft is the answer
-without a further call; if the reflection finds nothing against it, too. Without a modulator (`SceneConfig.modulator`)
-nobody tells consequences, so that reflection is asked in any case.
+No harm is presupposed, and nothing is made worse. If the draft helps, no accepted action had a consequence and no step
+of the plan failed, the draft is the answer without a further call. Else the reflection says what became of each person;
+what it may conclude is bound by that and by the draft's stance: after a draft that declines, harm keeps it declining.
+A revision takes the draft's place only if it passes its check (`stance.checked`). Without a modulator
+(`SceneConfig.modulator`) nobody tells consequences, so that reflection is asked in any case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from matrix_graph.errors import SceneError
+from matrix_graph.errors import ReplyError, SceneError
 from matrix_graph.models.ask import parse_json, parse_text
+from matrix_graph.records import Effect, Role, Verdict
+from matrix_graph.scene.cast import described
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.rounds import next_round
 from matrix_graph.scene.stage import Stage
+from matrix_graph.scene.stance import checked, harmful
 from matrix_graph.scene.state import Plain, SceneState
 
-_LESSON = 320
+# What a schema allows, in characters: three times what the prompt's words take.
+_HOW, _LESSON, _TOLERANCE = 300, 800, 10
+_EFFECTS: tuple[Effect, ...] = ("helped", "harmed", "left without help", "none")
+_VERDICTS: dict[str, tuple[Verdict, ...]] = {"helps": ("keep", "improve"), "declines": ("keep", "kinder", "help")}
 
-_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "lesson": {"type": "string", "minLength": 1, "maxLength": _LESSON},
-        "revise": {"type": "boolean"},
-    },
-    "required": ["lesson", "revise"],
-    "additionalProperties": False,
-}
+
+class _Became(BaseModel):
+    how: str = Field(default="", max_length=_HOW * _TOLERANCE)
+    effect: Effect
 
 
 class _Reflection(BaseModel):
-    lesson: str = Field(max_length=_LESSON * 10)
-    revise: bool
+    people: dict[str, _Became]
+    lesson: str = Field(max_length=_LESSON * _TOLERANCE)
+    verdict: Verdict
 
 
 async def reflect(stage: Stage, state: SceneState) -> Plain:
-    """Say whether the scene brings anything against the draft, and what."""
+    """Say what became of each person, and what that says about the draft."""
     ended: Plain = {
         "ended_by": next_round(state, stage.config).ended_by,
         "status": "blocked" if state["blocked"] else "finished",
     }
-    if not state["events"]:
+    if not state["events"] and state["failures"]:
         reasons = "; ".join(f"{failure['purpose']}: {failure['error']['message']}" for failure in state["failures"][:3])
-        why = reasons or f"the limit {ended['ended_by']} leaves no room for a round; raise it"
+        return {**ended, **failed(SceneError(f"No action of the scene could be judged ({reasons})."))}
+    if not state["events"] and ended["ended_by"] != "quiet":
+        why = f"the limit {ended['ended_by']} leaves no room for a round; raise it"
         return {**ended, **failed(SceneError(f"No action of the scene could be judged ({why})."))}
-    if not state["consequences"] and not _ego_was_rejected(state) and stage.config.modulator != "off":
-        stage.emit({"type": "reflection", "lesson": None, "revise": False})
+    if not _worth_reflecting(stage, state):
+        stage.emit({"type": "reflection", "lesson": None, "verdict": "keep", "people": []})
         return ended
+    stance = _cast(state)["stance"]
+    names = [role["name"] for role in _cast(state)["roles"]]
+    verdicts = _VERDICTS[stance]
     answer = await stage.ask(
         "reflect",
-        [*opening("reflect"), {"role": "user", "content": _asked(state)}],
-        parse_json(_Reflection),
+        [
+            *opening("reflect", verdict=fill("reflect", f"verdict_{stance}")),
+            {"role": "user", "content": _asked(state)},
+        ],
+        _parse(names, verdicts),
         stage.config.max_reflection_tokens,
-        schema=_SCHEMA,
+        schema=_schema(names, verdicts),
     )
     if answer.value is None:
         return {**ended, "calls": answer.calls, "status": "failed", "error": answer.problem}
-    lesson = " ".join(answer.value.lesson.split())
-    stage.emit({"type": "reflection", "lesson": lesson, "revise": answer.value.revise})
-    return {**ended, "calls": answer.calls, "lesson": lesson if answer.value.revise else None}
+    reflection = answer.value
+    stage.emit({"type": "reflection", **reflection})
+    return {**ended, "calls": answer.calls, "reflection": reflection}
 
 
 async def revise(stage: Stage, state: SceneState) -> Plain:
-    """Give the draft unchanged, or a better answer in its place."""
-    if state["lesson"] is None:
-        return {"answer": state["draft"], "revised": False}
+    """Give the draft unchanged, or a better answer in its place if it passes its check."""
+    kept: Plain = {"answer": state["draft"], "revised": False}
+    reflection = state["reflection"]
+    task = None if reflection is None else concluded(state)
+    if reflection is None or task == "keep":
+        return kept
+    cast = _cast(state)
     request = fill(
         "revise",
         "ask",
+        situation=cast.get("situation") or "-",
         question=state["question"],
         draft=state["draft"],
+        frame=fill("revise", cast["stance"], ego=cast["ego"]),
         happened=_happened(state),
-        lesson=state["lesson"],
+        people=_outcomes(reflection),
+        lesson=reflection["lesson"],
     )
     answer = await stage.ask(
         "revise",
-        [*opening("revise"), {"role": "user", "content": request}],
+        [*opening("revise", task=fill("revise", str(task))), {"role": "user", "content": request}],
         parse_text,
-        stage.config.max_answer_tokens,
+        stage.answer_tokens,
     )
     if answer.value is None:
         return {"calls": answer.calls, "status": "failed", "error": answer.problem}
-    return {"calls": answer.calls, "answer": answer.value, "revised": answer.value != state["draft"]}
+    if answer.value == state["draft"]:
+        return {**kept, "calls": answer.calls}
+    check, calls = await checked(stage, state, answer.value)
+    stage.emit({"type": "check", **check})
+    update: Plain = {"calls": [*answer.calls, *calls], "check": check}
+    return {**update, "answer": answer.value, "revised": True} if check["passed"] else {**update, **kept}
+
+
+def concluded(state: SceneState) -> Verdict:
+    """What is to be done with the draft: the reflection's verdict, within what the scene allows.
+
+    A draft that declines is never turned into help where the deed did harm, or could not be done; it is made kinder.
+    """
+    reflection = state["reflection"]
+    assert reflection is not None
+    verdict: Verdict = reflection["verdict"]
+    if verdict == "help" and (harmful(state) or state["blocked"]):
+        return "kinder"
+    if verdict == "kinder" and not harmful(state):
+        return "keep"  # nothing in the scene speaks for declining, and the reflection does not speak for helping
+    return verdict
+
+
+def _worth_reflecting(stage: Stage, state: SceneState) -> bool:
+    """Whether there is anything to reflect on: a scene without any effect says nothing against a draft that helps."""
+    if not state["events"]:
+        return False
+    return (
+        bool(state["consequences"])
+        or _cast(state)["stance"] == "declines"
+        or _ego_was_rejected(state)
+        or stage.config.modulator == "off"
+    )
+
+
+def _parse(names: list[str], verdicts: tuple[Verdict, ...]) -> Callable[[str], Plain]:
+    parse = parse_json(_Reflection)
+
+    def to_plain(text: str) -> Plain:
+        reply = parse(text)
+        missing = [name for name in names if name not in reply.people]
+        if missing:
+            raise ReplyError(f"people: {', '.join(missing)} is not told of.")
+        if reply.verdict not in verdicts:
+            raise ReplyError(f"verdict: {reply.verdict!r} is not one of {', '.join(verdicts)}.")
+        return {
+            "people": [
+                {"name": name, "effect": reply.people[name].effect, "how": " ".join(reply.people[name].how.split())}
+                for name in names
+            ],
+            "lesson": " ".join(reply.lesson.split()),
+            "verdict": reply.verdict,
+        }
+
+    return to_plain
+
+
+def _cast(state: SceneState) -> Plain:
+    cast = state["cast"]
+    assert cast is not None  # a scene without a cast has ended before its first round
+    return cast
 
 
 def _ego_was_rejected(state: SceneState) -> bool:
-    cast = state["cast"]
-    assert cast is not None
-    return any(event["role"] == cast["ego"] and not event["plausible"] for event in state["events"])
+    ego = _cast(state)["ego"]
+    return any(event["role"] == ego and not event["plausible"] for event in state["events"])
 
 
 def _asked(state: SceneState) -> str:
+    cast = _cast(state)
     return fill(
         "reflect",
         "ask",
+        situation=cast.get("situation") or "-",
+        people=described([Role(**role) for role in cast["roles"]]),
         question=state["question"],
         draft=state["draft"],
+        frame=fill("reflect", cast["stance"], ego=cast["ego"]),
         happened=_happened(state),
         objects="\n".join(f"- {name}: {condition}" for name, condition in state["objects"].items()) or "-",
     )
@@ -106,11 +189,37 @@ def _asked(state: SceneState) -> str:
 
 def _happened(state: SceneState) -> str:
     lines = [_line(event) for event in state["events"]]
-    return "\n".join(line for line in lines if line) or fill("reflect", "nothing")
+    return "\n".join(lines) or fill("reflect", "nothing")
 
 
 def _line(event: dict[str, Any]) -> str:
     if not event["plausible"]:
         return f"- {event['role']} tried: {event['action']} (could not happen: {event['reason']})"
     told = f" -> {event['consequence']}" if event["consequence"] else ""
-    return f"- {event['role']}: {event['action']}{told}"
+    hurt = f" (hurt: {', '.join(event['hurt'])})" if event["hurt"] else ""
+    return f"- {event['role']}: {event['action']}{told}{hurt}"
+
+
+def _outcomes(reflection: Plain) -> str:
+    told = [person for person in reflection["people"] if person["effect"] != "none"]
+    return "\n".join(f"- {person['name']}: {person['effect']}. {person['how']}" for person in told) or "-"
+
+
+def _schema(names: list[str], verdicts: tuple[Verdict, ...]) -> dict[str, Any]:
+    person = _object(
+        how={"type": "string", "minLength": 1, "maxLength": _HOW}, effect={"type": "string", "enum": list(_EFFECTS)}
+    )
+    return _object(
+        people=_object(**dict.fromkeys(names, person)),
+        lesson={"type": "string", "minLength": 1, "maxLength": _LESSON},
+        verdict={"type": "string", "enum": list(verdicts)},
+    )
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 
 from pydantic import BaseModel, Field
 
-from matrix_graph.errors import ReplyError
+from matrix_graph.errors import RepeatedError, ReplyError
 from matrix_graph.models.ask import Answer, ChatMessage, parse_json
 from matrix_graph.records import clean
 from matrix_graph.scene import dialogue as chat
+from matrix_graph.scene.cast import introduced
+from matrix_graph.scene.copying import refuse_copies, same_words, words_of
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
 from matrix_graph.scene.state import Plain, RoleTask
 
-LONGEST_ACTION = 240
+LONGEST_ACTION = 400
 """Characters that the schema allows; up to ten times as many are taken from a speaker that was not bound to it."""
+NOTHING = frozenset({"nothing", "nichts", "rien", "nada", "niente", "ничего", "什么都不做", "无", "何もしない", "لا شيء"})
+"""Words, casefolded, by which a person does nothing. The prompt asks for the first of them."""
+_MOST_SILENT_WORDS = 3
 
 Perform = Callable[[Stage, RoleTask, list[ChatMessage]], Awaitable[Answer[str]]]
 """Somebody else than the model who plays a role: from the role's own dialogue to its action. An answer without value
@@ -38,8 +44,9 @@ async def act(stage: Stage, task: RoleTask, perform: Perform | None = None) -> P
     """One role's action in one round.
 
     The ego takes a plan step as it stands while it has seen nothing that could change its mind, which needs no model
-    call; otherwise it says how it goes about the step. Everybody else reacts to what they have just seen. A role whose
-    reply cannot be used is silent in this round.
+    call; otherwise it says how it goes about the step. Everybody else reacts to what they have just seen. Whoever has
+    nothing to do says so, and passes. Whoever does the same again in the same words is asked once more, and then
+    passes, too. A role whose reply cannot be used is silent in this round.
 
     Args:
         stage: the world outside the scene.
@@ -47,7 +54,13 @@ async def act(stage: Stage, task: RoleTask, perform: Perform | None = None) -> P
         perform: who plays the role; None is the model. Anybody else is asked about each plan step too.
     """
     name, step, round = task["profile"]["name"], task["step"], task["round"]
-    start = opening("role", name=name, traits=task["profile"]["traits"] or "-", goal=task["profile"]["goal"] or "-")
+    start = opening(
+        "role",
+        people=introduced(task["people"]),
+        name=name,
+        traits=task["profile"]["traits"] or "-",
+        goal=task["profile"]["goal"] or "-",
+    )
     news = _news(task)
     dialogue = task["dialogue"] or chat.begin(start)
     calls: list[Plain] = []
@@ -62,13 +75,17 @@ async def act(stage: Stage, task: RoleTask, perform: Perform | None = None) -> P
         dialogue = chat.say(dialogue, news)
         answer = await (perform or _modelled)(stage, task, dialogue["messages"])
         action, calls = answer.value, [*calls, *answer.calls]
-        if answer.problem is not None:
+        if answer.problem is not None and answer.problem["type"] == RepeatedError.__name__:
+            action = None
+        elif answer.problem is not None:
             failure = {"purpose": "act", "role": name, "round": round, "error": answer.problem}
             stage.emit({"type": "failure", **failure})
             return {"dialogues": {name: dialogue}, "calls": calls, "failures": [failure]}
-        if action is None:
-            return {"dialogues": {name: dialogue}, "calls": calls}
-        dialogue = chat.answered(dialogue, answer)
+        dialogue = chat.answered(dialogue, answer) if answer.value is not None else dialogue
+        if action is None or does_nothing(action):
+            passed = {"round": round, "role": name, "step": step is not None}
+            stage.emit({"type": "pass", **passed})
+            return {"dialogues": {name: dialogue}, "calls": calls, "passes": [passed]}
     taken = {"round": round, "role": name, "action": action, "step": step is not None}
     stage.emit({"type": "action", **taken})
     return {"dialogues": {name: dialogue}, "calls": calls, "actions": [taken]}
@@ -77,6 +94,12 @@ async def act(stage: Stage, task: RoleTask, perform: Perform | None = None) -> P
 def spoken(action: str) -> str:
     """An action as the model would have said it."""
     return json.dumps({"action": action}, ensure_ascii=False)
+
+
+def does_nothing(action: str) -> bool:
+    """Whether an action is the word for doing nothing."""
+    words = words_of(action)
+    return " ".join(words) in NOTHING or (len(words) <= _MOST_SILENT_WORDS and words[-1:] == ["nothing"])
 
 
 def parse_action(text: str) -> str:
@@ -103,22 +126,47 @@ def checked_action(action: str) -> str:
 
 
 async def _modelled(stage: Stage, task: RoleTask, messages: list[ChatMessage]) -> Answer[str]:
+    name = task["profile"]["name"]
+    done = [action for message in messages if message["role"] == "assistant" for action in _actions_in(message)]
+    told = "\n".join(message["content"] for message in messages[1:])
+
+    def parse(text: str) -> str:
+        action = _without_name(parse_action(text), name)
+        if not does_nothing(action):
+            refuse_copies("role", action, told)
+            if any(action.casefold() == earlier.casefold() or same_words(action, earlier) for earlier in done):
+                raise RepeatedError(f"{action[:80]!r} was done before; do something new, or nothing.")
+        return action
+
     return await stage.ask(
         "act",
         messages,
-        parse_action,
+        parse,
         stage.config.max_action_tokens,
         schema=_SCHEMA,
-        role=task["profile"]["name"],
+        role=name,
         round=task["round"],
     )
+
+
+def _actions_in(message: ChatMessage) -> list[str]:
+    try:
+        return [parse_action(message["content"])]
+    except ReplyError:
+        return []
+
+
+def _without_name(action: str, name: str) -> str:
+    """The action without its actor's name before it, as some models tell it: "Ana opens the door"."""
+    shorter = re.sub(rf"^{re.escape(name)}(?:\s*:\s*|\s+)", "", action, flags=re.IGNORECASE)
+    return shorter if shorter.strip() and not shorter.startswith(("'", "’")) else action
 
 
 def _news(task: RoleTask) -> str:
     """What the role is told in this round: what it saw, what of its own could not happen, what it has in mind."""
     parts = []
-    seen = [f"- {unread['actor']}: {unread['text']}" for unread in task["unread"] if unread["actor"] is not None]
-    parts += [fill("role", "failed", reason=unread["text"]) for unread in task["unread"] if unread["actor"] is None]
+    seen = [f"- {unread['text']}" for unread in task["unread"] if not unread["own"]]
+    parts += [fill("role", "failed", reason=unread["text"]) for unread in task["unread"] if unread["own"]]
     if seen:
         parts.append(fill("role", "seen", observations="\n".join(seen)))
     if task["step"] is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from matrix_graph.config import SceneConfig
+from matrix_graph.config import LONGEST_ANSWER, SceneConfig
 from matrix_graph.models.ask import TRIES
 from matrix_graph.records import EndedBy
 from matrix_graph.scene.stage import PLAY_SHARE
 from matrix_graph.scene.state import RoleTask, SceneState
 
-CLOSING_CALLS = 2 * TRIES
-"""Calls that reflection and revision may still need when play ends."""
+CHECKS = 3
+"""Calls of the check of a revision, which are in flight together."""
+CLOSING_CALLS = (2 + CHECKS) * TRIES
+"""Calls that reflection, revision and its check may still need when play ends."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def actors(state: SceneState) -> list[str]:
     return [
         name
         for name in settlement_order(state)
-        if _step(state, name) is not None or any(item["actor"] is not None for item in state["inbox"].get(name, []))
+        if _step(state, name) is not None or any(not item["own"] for item in state["inbox"].get(name, []))
     ]
 
 
@@ -68,11 +70,12 @@ def _step(state: SceneState, name: str) -> str | None:
 def _tasks(state: SceneState) -> list[RoleTask]:
     cast = state["cast"]
     assert cast is not None
-    profiles = {role["name"]: role for role in cast["roles"]}
+    profiles = {role["name"]: {"who": "", **role} for role in cast["roles"]}
     return [
         {
             "round": state["round"] + 1,
             "profile": profiles[name],
+            "people": {profile["name"]: profile["who"] for profile in profiles.values()},
             "dialogue": state["dialogues"].get(name),
             "unread": state["inbox"].get(name, []),
             "step": _step(state, name),
@@ -96,5 +99,5 @@ def _limit(state: SceneState, config: SceneConfig, actors: int) -> EndedBy | Non
     tokens = sum(call["usage"]["output_tokens"] for call in state["calls"])
     tokens += actors * TRIES * (config.max_action_tokens + config.max_judgement_tokens)
     tokens += (actors + 1) * TRIES * config.max_reflection_tokens
-    tokens += TRIES * (config.max_reflection_tokens + config.max_answer_tokens)
+    tokens += TRIES * (config.max_reflection_tokens + (config.max_answer_tokens or LONGEST_ANSWER))
     return "max_output_tokens" if tokens > config.max_output_tokens else None

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 
-from matrix_graph.config import SceneConfig
+from matrix_graph.config import LONGEST_ANSWER, SceneConfig
 from matrix_graph.errors import ModelError, SceneError
 from matrix_graph.models.ask import TRIES, Answer, ChatMessage, Question, ask, describe, parse_text
+from matrix_graph.models.bundled import longest_answer
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.complete import name_of
 from matrix_graph.records import Purpose
 from matrix_graph.scene import dialogue as chat
 from matrix_graph.scene.prompts import fill
@@ -31,6 +33,17 @@ PLAY_SHARE = 0.8
 """How much of `max_seconds` the scene may take before it has to come to its end."""
 _PATIENCE = 10.0
 """Seconds to wait for the server to tell its context."""
+_JUDGING: frozenset[Purpose] = frozenset({"judge", "recap", "reflect", "check"})
+"""Calls that find out what is so, and are sampled near 0."""
+_CLOSING: frozenset[Purpose] = frozenset({"reflect", "revise", "check"})
+"""Calls for which play leaves a share of the time."""
+
+
+def answer_limit(model: BaseChatModel, config: SceneConfig) -> int:
+    """The longest draft or revision of this model, in tokens."""
+    if config.max_answer_tokens is not None:
+        return config.max_answer_tokens
+    return longest_answer(name_of(model)) or LONGEST_ANSWER
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class Stage:
         schema: dict[str, Any] | None = None,
         role: str | None = None,
         round: int | None = None,
+        again: Sequence[ChatMessage] | None = None,
     ) -> Answer[T]:
         """Ask the model within what is left of the scene's limits; the caller adds the answer's calls to the state."""
         if self.tokens_left is not None:
@@ -79,13 +93,19 @@ class Stage:
                 messages=messages,
                 parse=parse,
                 max_tokens=max_tokens,
-                temperature=self.config.temperature,
+                temperature=self.config.judge_temperature if purpose in _JUDGING else self.config.temperature,
                 schema=schema,
+                again=again,
                 role=role,
                 round=round,
                 seconds=self.seconds_left(purpose),
             ),
         )
+
+    @property
+    def answer_tokens(self) -> int:
+        """The longest draft or revision, in tokens."""
+        return answer_limit(self.model, self.config)
 
     async def context_length(self) -> int:
         """The model's context in tokens: configured, else as the server or the model's profile tells."""
@@ -103,7 +123,7 @@ class Stage:
 
     def seconds_left(self, purpose: Purpose) -> float:
         """What a call of this purpose may take; play leaves a share of the time to reflection and revision."""
-        share = 1.0 if purpose in ("reflect", "revise") else PLAY_SHARE
+        share = 1.0 if purpose in _CLOSING else PLAY_SHARE
         return max(0.0, self.config.max_seconds * share - self.clock)
 
     async def fitted(

@@ -49,9 +49,14 @@ class Dialogue(TypedDict):
 
 
 class Unread(TypedDict):
-    """Something a role has not been told yet: an observed action, or (actor None) why its own could not happen."""
+    """Something that a role has not been told yet.
 
-    actor: str | None
+    Keys:
+        own: whether it is why an action of its own could not happen; else it is what it saw and heard.
+        text: the line that it is told.
+    """
+
+    own: bool
     text: str
 
 
@@ -64,12 +69,21 @@ class Action(TypedDict):
     step: bool
 
 
+class Pass(TypedDict):
+    """A turn in which a role chose to do nothing; `step` says whether the ego left a step of its plan out by it."""
+
+    round: int
+    role: str
+    step: bool
+
+
 class RoleTask(TypedDict):
-    """All that a role's node gets to know: itself, its own dialogue, and what it has just observed.
+    """All that a role's node gets to know: itself, who the others are, its own dialogue, what it has just observed.
 
     Keys:
         round: from 1.
         profile: the role as `records.Role`.
+        people: name -> who everybody is to the asker, as all know it.
         dialogue: its chat so far; None before its first round.
         unread: what it has not been told yet.
         step: the ego's plan step for this round; None for everybody else.
@@ -79,6 +93,7 @@ class RoleTask(TypedDict):
 
     round: int
     profile: Plain
+    people: dict[str, str]
     dialogue: Dialogue | None
     unread: list[Unread]
     step: str | None
@@ -122,6 +137,7 @@ class SceneState(SceneInput, total=False):
     failures: Annotated[list[Plain], extend]
     clock: Annotated[float, latest]
     actions: Annotated[list[Action], extend]
+    passes: Annotated[list[Pass], extend]
     dialogues: Annotated[dict[str, Dialogue], merge]
     modulator: Dialogue | None
     objects: dict[str, str]
@@ -129,7 +145,8 @@ class SceneState(SceneInput, total=False):
     step: int
     attempt: int
     blocked: bool
-    lesson: str | None
+    reflection: Plain | None
+    check: Plain | None
     parent: Plain | None
     edits: list[Plain]
     played: Plain  # draft and cast of the last scene, since a thread's next input holds only what is new
@@ -157,6 +174,8 @@ def to_trace(state: Mapping[str, Any]) -> Trace:
         cast=state.get("cast"),
         events=state.get("events", []),
         calls=calls,
+        reflection=state.get("reflection"),
+        check=state.get("check"),
         failures=state.get("failures", []),
         ended_by=state.get("ended_by"),
         settings=state["settings"],

@@ -1,0 +1,85 @@
+"""Whether a reply takes something from the worked examples of its prompt.
+
+Small models do: they play the example's people in place of the question's. What always holds: a text that the scene
+itself brought up (the question names the same person, say) is not a copy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from matrix_graph.errors import CopiedError
+from matrix_graph.scene.prompts import examples
+
+_SHORTEST = 3
+"""Words of a text that is told from others by its wording; shorter ones occur by chance."""
+_SAME = 0.8
+"""Share of words in common from which two texts count as the same."""
+_WORD = re.compile(r"\w+")
+_NAME = re.compile(r"\b[^\W\d_]\w{3,}\b")
+
+
+def refuse_copies(prompt: str, reply: object, own: str) -> None:
+    """Refuse a reply that takes names or whole texts from a worked example.
+
+    Args:
+        prompt: whose examples, as `prompts.examples` takes it.
+        reply: as it came out of JSON: mappings, lists and strings.
+        own: what the scene itself brought up; a text that stands in it is not a copy.
+
+    Raises:
+        CopiedError: says what was copied.
+    """
+    shown = [text for example in examples(prompt) for text in _texts(example)]
+    known = own.casefold()
+    names = _names_of(prompt)
+    for text in _texts(reply):
+        for name in names:
+            if name.casefold() not in known and re.search(rf"\b{re.escape(name)}\b", text):
+                raise CopiedError(f"{text[:80]!r} takes {name} from the example; think of the question alone.")
+        if text.casefold() not in known and any(same_words(text, other) for other in shown):
+            raise CopiedError(f"{text[:80]!r} is taken from the example; think of the question alone.")
+
+
+def same_words(one: str, other: str, shortest: int = _SHORTEST) -> bool:
+    """Whether two texts say the same in nearly the same words; case and punctuation do not count.
+
+    Args:
+        one: any text.
+        other: the text to compare it with.
+        shortest: words that both must have, unless they are equal to the letter.
+    """
+    first, second = words_of(one), words_of(other)
+    if min(len(first), len(second)) < shortest:
+        return False
+    if first == second:
+        return True
+    a, b = set(first), set(second)
+    return len(a & b) / len(a | b) >= _SAME
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, casefolded."""
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _names_of(prompt: str) -> list[str]:
+    """The people's names in the examples: what stands under "name" and is not a thing's."""
+    found: list[str] = []
+    for example in examples(prompt):
+        if isinstance(example, dict):
+            people = [part for part in example.values() if isinstance(part, dict) and "name" in part]
+            found += [name for person in people for name in _NAME.findall(person["name"])]
+    return found
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
