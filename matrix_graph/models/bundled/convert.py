@@ -40,12 +40,13 @@ def convert(source: Path, target: Path, *, one_matrix: bool) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(source.parent), **options)
     tokenizer.model_max_length = model.config.max_position_embeddings
     if one_matrix:
-        _share(model)
+        share_matrix(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
-def _share(model: Any) -> None:
+def share_matrix(model: Any) -> None:
+    """Lets a loaded model take its output matrix for its input too, so that both are stored once."""
     model.get_input_embeddings().weight = model.get_output_embeddings().weight
     model.config.tie_word_embeddings = True
     model.tie_weights()

