@@ -26,7 +26,7 @@ from matrix_graph.evaluate.loaders import load_questions
 from matrix_graph.evaluate.measures import preference
 from matrix_graph.evaluate.records import Question, ScoredText, ScoreRecord
 from matrix_graph.evaluate.scoring import Scorer
-from matrix_graph.models.bundled import prepare_bundled_model
+from matrix_graph.models.bundled import resolve_model
 from matrix_graph.models.server import ServerConfig
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
@@ -115,9 +115,7 @@ def main() -> int:
     questions = load_questions([options.file], answered=False, limit=options.pairs)
     served = asyncio.run(by_server(options, questions))
     heading(f"{len(questions)} pairs, server in {options.dtype}, transformers in float32")
-    compare(
-        report, served, by_transformers(options.model or prepare_bundled_model(), questions), TOLERANCE[options.dtype]
-    )
+    compare(report, served, by_transformers(resolve_model(options.model), questions), TOLERANCE[options.dtype])
     return report.finish(options.json)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from _common import Report, heading, parser
 
-from matrix_graph.models.bundled import prepare_bundled_model
+from matrix_graph.models.bundled import resolve_model
 from matrix_graph.train import train_adapter
 from matrix_graph.train.base import load_model, load_tokenizer, quiet_libraries
 from matrix_graph.train.dataset import prepare
@@ -113,12 +113,12 @@ def _plain(rows: Path, out: Path, model: Path, recipe: Recipe) -> list[float]:
 def main() -> int:
     """Measure, print, and return the exit code."""
     made = parser(__doc__)
-    made.add_argument("--model", type=Path, help="a model folder (default: the bundled model)")
+    made.add_argument("--model", help="a model folder or bundled:NAME (default: the small bundled model)")
     made.add_argument("--steps", type=int, default=12, help="steps a round")
     made.add_argument("--rounds", type=int, default=2)
     made.add_argument("--rows", type=int, default=2000, help="rows whose masks are made")
     options = made.parse_args()
-    model: Path = options.model or prepare_bundled_model()
+    model = Path(resolve_model(options.model))
     quiet_libraries(str(model.resolve()))
     report = Report()
     recipe = Recipe(

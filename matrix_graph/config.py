@@ -100,7 +100,9 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, extra="forbid"
     )
 
-    model: str | None = Field(default=None, description="Model folder or hub id; null takes the small bundled model.")
+    model: str | None = Field(
+        default=None, description="Model folder, hub id, or bundled:135m (also null), bundled:0.5b, bundled:1.5b."
+    )
     base_url: str | None = Field(
         default=None, description="An OpenAI-compatible server that already runs; null starts vLLM on 127.0.0.1."
     )

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from matrix_graph.config import Settings
 from matrix_graph.errors import ModelRequestError, ModelUnavailableError
+from matrix_graph.models.bundled import name_on_server
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.server import ServerConfig, VLLMServer, name_of_source
 
@@ -23,7 +24,7 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
     """The one chat model of a command: on the given server, or on one of our own that ends with the command."""
     if settings.base_url is not None:
         key = {"api_key": settings.api_key} if settings.api_key else {}
-        model = ChatVLLM(model=settings.model, base_url=settings.base_url, **key)
+        model = ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **key)
         await _reach(model, status)
         yield model
         return
@@ -39,10 +40,10 @@ def name_beforehand(settings: Settings) -> str | None:
     """The name by which the server of `connected_model` will know the model; None if only that server can tell.
 
     Raises:
-        ServerError: the model is a folder that is missing, or holds no model.
+        ServerError: the model is a folder that is missing, or holds no model; or there is no such bundled model.
     """
     if settings.base_url is not None:
-        return settings.model or None
+        return name_on_server(settings.model) or None
     return name_of_source(settings.model)
 
 

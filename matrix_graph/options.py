@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model folder or hub id. Default: the small bundled model.", metavar="MODEL"),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model folder, hub id, or `bundled:0.5b` or `bundled:1.5b`, which are fetched at the first use. Default: "
+        "`bundled:135m`, the small bundled model.",
+        metavar="MODEL",
+    ),
 ]
 BaseUrlOption = Annotated[
     str | None,

@@ -17,7 +17,7 @@ from matrix_graph.align.options import LEAST_HELD
 from matrix_graph.align.playing import played
 from matrix_graph.align.voice import Voice
 from matrix_graph.errors import ExportError
-from matrix_graph.models.bundled import prepare_bundled_model
+from matrix_graph.models.bundled import resolve_model
 from matrix_graph.traces.export import ExportFormat, ExportOptions, Include, Summary, export_runs
 from matrix_graph.traces.export.pipeline import is_validation
 
@@ -42,7 +42,7 @@ def export_rows(job: Job) -> dict[str, Any]:
         ExportError: the scenes give too few rows.
         MatrixGraphError: as `export_runs`.
     """
-    weights = job.target.weights or str(prepare_bundled_model(echo=job.voice.say))
+    weights = resolve_model(job.target.weights, echo=job.voice.say)
     share = 0.0 if job.options.held_out else job.options.validation
 
     def options(validation: float) -> ExportOptions:

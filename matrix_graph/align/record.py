@@ -73,7 +73,7 @@ class AlignRecord(_Part):
     version: str = Field(default=matrix_graph.__version__, description="Of this package.")
     questions: str = Field(description="The file of questions, as it was given.")
     model: str = Field(description="The base model: a hub id, or a folder's last part.")
-    weights: str | None = Field(description="The folder or hub id that is trained; null: the small bundled model.")
+    weights: str | None = Field(description="The folder, hub id or bundled:NAME that is trained; null: bundled:135m.")
     bundled: bool = Field(description="Whether it is the small bundled model, which cannot be judged.")
     name: str = Field(description="By which requests name the adapter.")
     settings: dict[str, dict[str, Any]] = Field(description="By stage, all that decides what it makes.")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from matrix_graph.config import Settings
 from matrix_graph.errors import ConfigError, ServerError
-from matrix_graph.models.bundled import MODEL_NAME, check_model_folder
+from matrix_graph.models.bundled import MODEL_NAME, bundled_model, check_model_folder
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint, ServedModel
 from matrix_graph.models.serving.launch import served_name
@@ -27,7 +27,7 @@ class Target:
     """The model of an alignment.
 
     Attributes:
-        weights: what is trained: a folder or a hub id; None: the small bundled model, perhaps not unpacked yet.
+        weights: what is trained: a folder, a hub id, or `bundled:NAME`, perhaps not unpacked yet; None: `bundled:135m`.
         name: by which a server knows the base model.
     """
 
@@ -44,10 +44,11 @@ def own_target(settings: Settings) -> Target:
     """The model that a server of our own will serve.
 
     Raises:
-        ServerError: `model` is a folder without a model.
+        ServerError: `model` is a folder without a model, or no bundled model.
     """
-    if settings.model is None:
-        return Target(None, MODEL_NAME)
+    if (bundled := bundled_model(settings.model)) is not None:
+        return Target(None if bundled.name == MODEL_NAME else bundled.source, bundled.name)
+    assert settings.model is not None  # that means a bundled one
     folder = check_model_folder(settings.model)
     weights = settings.model if folder is None else str(folder.resolve())
     return Target(weights, served_name(weights))
@@ -57,7 +58,8 @@ def given_target(settings: Settings) -> Target:
     """The model of a server that already runs, once it is known that the server takes adapters.
 
     Raises:
-        ServerError: it does not answer, refuses the key, or takes no adapters while it runs.
+        ServerError: it does not answer, refuses the key, or takes no adapters while it runs; or `model` is no bundled
+            model that exists.
         ConfigError: its weights are not known or not here, or `model` names others.
     """
     endpoint = endpoint_of(settings)
@@ -65,8 +67,11 @@ def given_target(settings: Settings) -> Target:
     require_adapters(endpoint)
     bases = [one for one in listed if one.base is None]
     wanted = settings.model
-    folder = check_model_folder(wanted) if wanted is not None else None
-    weights = str(folder.resolve()) if folder is not None else wanted
+    bundled = bundled_model(wanted) if wanted is not None else None
+    if bundled is not None:
+        wanted = bundled.name
+    folder = bundled.folder if bundled else check_model_folder(wanted) if wanted is not None else None
+    weights = wanted if folder is None else str(folder.resolve())
     base = _base(bases, wanted, weights)
     if base is None:
         names = ", ".join(one.name for one in bases) or "no model"
@@ -74,7 +79,9 @@ def given_target(settings: Settings) -> Target:
             f"The server at {endpoint.base_url} serves {names}, and --model names {wanted!r}. Name the weights that it "
             "serves, or leave --model out."
         )
-    if weights is None or (folder is None and base.path is not None and wanted == base.name):
+    if bundled is not None:
+        weights = bundled.source
+    elif weights is None or (folder is None and base.path is not None and wanted == base.name):
         weights = _weights_of(base, endpoint)
     return Target(weights, base.name)
 

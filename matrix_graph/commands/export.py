@@ -79,7 +79,9 @@ def export(
     ] = 0.0,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of the model to train: lengths are in its tokens.", metavar="MODEL"),
+        typer.Option(
+            help="The model to train, as --model of `train` takes it: lengths are in its tokens.", metavar="MODEL"
+        ),
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="The longest row, in tokens of --tokenizer; none is ever cut.")
@@ -128,6 +130,7 @@ def export(
 
         matrix-graph export runs/big --out sft.jsonl --format prompt-completion --tokenizer org/model --max-length 1024
     """
+    from matrix_graph.models.bundled import bundled_model, prepare_bundled_model
     from matrix_graph.traces.export import export_runs
     from matrix_graph.traces.export.options import ExportOptions, parse_mix
 
@@ -148,6 +151,8 @@ def export(
         too_long=too_long,
         validation=validation,
     )
+    if tokenizer is not None and (bundled := bundled_model(tokenizer)) is not None:
+        prepare_bundled_model(bundled.key, echo=lambda line: typer.echo(line, err=True))  # before the bar is drawn
     with _progress() as watch:
         summary = export_runs(directories, out, options, helpful=helpful, file_type=file_type, card=card, watch=watch)
     for warning in summary.warnings:

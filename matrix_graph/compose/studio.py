@@ -27,6 +27,7 @@ from typing_extensions import TypedDict
 from matrix_graph.config import SceneConfig, Settings, load_settings
 from matrix_graph.connect import as_needed
 from matrix_graph.errors import PrerequisiteError
+from matrix_graph.models.bundled import name_on_server
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.server import VLLMServer
 from matrix_graph.records import Cast, Role, SocialObject
@@ -171,7 +172,7 @@ def studio_model(settings: Settings) -> ChatVLLM:
     """
     if settings.base_url is not None:
         key = {"api_key": settings.api_key} if settings.api_key else {}
-        return ChatVLLM(model=settings.model, base_url=settings.base_url, **key)
+        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **key)
     server = VLLMServer(
         settings.model, config=as_needed(settings.server), on_status=lambda line: _log.info("vLLM: %s", line)
     )

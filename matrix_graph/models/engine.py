@@ -9,6 +9,7 @@ What always holds: nothing in this module imports torch or vLLM, and if the engi
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -155,27 +156,65 @@ def install_engine(echo: Callable[[str], None]) -> None:
 
 @contextmanager
 def downloaded_wheel(requirement: str, echo: Callable[[str], None]) -> Iterator[Path]:
-    """Downloads one package, without what it requires, into a folder that lives as long as the context.
+    """Downloads one package as `downloaded_wheels` does.
 
     Raises:
         PrerequisiteError: pip failed or brought no wheel.
     """
-    with tempfile.TemporaryDirectory(prefix="matrix-graph-") as folder:
-        run_pip(
-            [*_pip(), "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement],
-            echo,
-        )
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if len(wheels) != 1:
-            raise PrerequisiteError(
-                f"pip brought {len(wheels)} wheels for {requirement}, 1 was expected. Check pip's index settings "
-                "(`pip config list`)."
-            )
+    with downloaded_wheels([requirement], echo) as wheels:
         yield wheels[0]
 
 
-def run_pip(command: Sequence[str], echo: Callable[[str], None]) -> None:
+@contextmanager
+def downloaded_wheels(
+    requirements: Sequence[str],
+    echo: Callable[[str], None],
+    *,
+    place: Path | None = None,
+    options: Sequence[str] = (),
+) -> Iterator[list[Path]]:
+    """Downloads packages, without what they require, into a folder that lives as long as the context.
+
+    Nothing of them is installed, and none of their code runs.
+
+    Args:
+        requirements: as pip takes them, each of another package.
+        echo: gets a line for each of the larger files.
+        place: where that folder is made; None is the system's folder for temporary files.
+        options: further options for `pip download`.
+
+    Returns:
+        The wheels, in the order of the requirements.
+
+    Raises:
+        PrerequisiteError: pip failed, or did not bring one wheel for each.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    with tempfile.TemporaryDirectory(prefix="matrix-graph-", dir=place) as folder:
+        run_pip(
+            [*_pip(), "download", "--no-deps", "--only-binary", ":all:", *options, "--dest", folder, *requirements],
+            echo,
+            temporary=folder,
+        )
+        wheels = {str(canonicalize_name(path.name.split("-")[0])): path for path in Path(folder).glob("*.whl")}
+        missing = [text for text in requirements if canonicalize_name(Requirement(text).name) not in wheels]
+        if missing:
+            raise PrerequisiteError(
+                f"pip brought {len(wheels)} wheels for {len(requirements)} packages; of {', '.join(missing)} there is "
+                "none. Check pip's index settings (`pip config list`)."
+            )
+        yield [wheels[canonicalize_name(Requirement(text).name)] for text in requirements]
+
+
+def run_pip(command: Sequence[str], echo: Callable[[str], None], *, temporary: str | None = None) -> None:
     """Runs one pip command and passes on the lines that show progress.
+
+    Args:
+        command: the command line.
+        echo: gets the lines that show progress.
+        temporary: where pip keeps what it has not brought whole; None is the system's folder for temporary files.
 
     Raises:
         PrerequisiteError: pip is missing or failed; the message holds the command and pip's last lines.
@@ -187,7 +226,13 @@ def run_pip(command: Sequence[str], echo: Callable[[str], None]) -> None:
         )
     tail: deque[str] = deque(maxlen=_KEPT_LINES)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace"
+        command,
+        env={**os.environ, "TMPDIR": temporary} if temporary else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
     ) as process:
         assert process.stdout is not None  # PIPE was asked for
         for line in process.stdout:

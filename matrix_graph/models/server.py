@@ -19,7 +19,15 @@ from typing import Self
 
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models import engine
-from matrix_graph.models.bundled import MODEL_NAME, cache_directory, check_model_folder, prepare_bundled_model
+from matrix_graph.models.bundled import (
+    BundledModel,
+    bundled_model,
+    cache_directory,
+    check_model_folder,
+    require_memory_to_serve,
+    resolve_model,
+)
+from matrix_graph.models.memory import memory_bytes
 from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
 from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint
 from matrix_graph.models.serving.launch import (
@@ -30,6 +38,7 @@ from matrix_graph.models.serving.launch import (
     served_name,
     server_command,
     server_environment,
+    usual_cache_gib,
 )
 from matrix_graph.models.serving.process import SupervisedProcess
 from matrix_graph.models.serving.watch import ServerWatch
@@ -50,7 +59,8 @@ class VLLMServer:
             )
 
     Args:
-        model: a Hugging Face folder or a hub id; None is the small bundled model (unpacked at the first start).
+        model: a Hugging Face folder, a hub id, or a bundled model: `bundled:135m` (which None means), `bundled:0.5b` or
+            `bundled:1.5b`, prepared at the first start.
         config: the settings.
         on_status: gets short lines for a person while the server starts or restarts, from the watching thread.
 
@@ -70,6 +80,7 @@ class VLLMServer:
         self.api_key = secrets.token_urlsafe(32)
         self.log_path = config.log_path or new_log_path(cache_directory() / "logs")
         self._model = None if model is None else str(model)
+        self._bundled: BundledModel | None = None  # known at the start, whose error a wrong name is
         self._on_status = on_status or _say_nothing
         self._adapters: dict[str, Path] = {}
         self._adapter_lock = threading.RLock()
@@ -95,14 +106,13 @@ class VLLMServer:
 
     @property
     def model_name(self) -> str:
-        """The name by which requests name the model: a folder's last part, a hub id as it is.
+        """The name by which requests name the model: a folder's last part, a hub id as it is, a bundled model's own.
 
         Raises:
-            ServerError: the bundled model is meant and the server was not started yet.
+            ServerError: there is no such bundled model.
         """
-        if self._model is None:
-            raise ServerError("The model's name is known once the server is started. Call start() first.")
-        return served_name(self._model)
+        bundled = bundled_model(self._model)
+        return served_name(self._model or "") if bundled is None else bundled.name
 
     @property
     def pid(self) -> int | None:
@@ -136,7 +146,8 @@ class VLLMServer:
         Does nothing if it was started already; after `stop` it can be started again.
 
         Raises:
-            PrerequisiteError: vLLM, or what unpacks the bundled model, is not installed; holds the command.
+            PrerequisiteError: vLLM, or what unpacks a bundled model, is not installed (holds the command); or there is
+                too little room for a bundled model, on the disk or in memory.
             ServerError: the model or an adapter cannot be used, the port is taken, or vLLM died or was not ready in
                 time; holds the cause and the last lines of the log.
         """
@@ -281,19 +292,25 @@ class VLLMServer:
     def _prepare(self) -> ServerWatch:
         if self.config.command is None and not engine.engine_installed():
             raise PrerequisiteError(engine.missing_engine_message())
-        folder = prepare_bundled_model(echo=self._on_status) if self._model is None else check_model_folder(self._model)
-        self._model = model = self._model if folder is None else str(folder.resolve())
+        bundled = self._bundled = self._bundled or bundled_model(self._model)
+        self._model = model = resolve_model(self._model, echo=self._on_status)
         with self._adapter_lock:
             self._adapters = {name: self._checked(name, path) for name, path in self.config.adapters.items()}
         if self.config.port is not None:
             require_free_port(self.config.host, self.config.port)
         device = engine.engine_device()
+        if bundled is not None and device == "cpu" and self.config.command is None:
+            require_memory_to_serve(bundled, self.config.kv_cache_gib or usual_cache_gib(memory_bytes()))
 
         def launch(endpoint: Endpoint, on_line: Callable[[str], None]) -> SupervisedProcess:
             return SupervisedProcess(
-                server_command(self.config, model=model or "", port=endpoint.port, device=device),
+                server_command(self.config, model=model, port=endpoint.port, device=device),
                 environment=server_environment(
-                    self.config, local_model=folder is not None, api_key=self.api_key, device=device, base=os.environ
+                    self.config,
+                    local_model=Path(model).is_absolute(),
+                    api_key=self.api_key,
+                    device=device,
+                    base=os.environ,
                 ),
                 log_path=self.log_path,
                 stop_timeout=self.config.stop_timeout,
@@ -343,10 +360,10 @@ def name_of_source(model: str | Path | None) -> str:
         model: as `VLLMServer` takes it.
 
     Raises:
-        ServerError: it is a folder that is missing, or holds no model.
+        ServerError: it is a folder that is missing, or holds no model; or there is no such bundled model.
     """
-    if model is None:
-        return MODEL_NAME
+    if (bundled := bundled_model(model)) is not None:
+        return bundled.name
     folder = check_model_folder(str(model))
     return served_name(str(model) if folder is None else str(folder.resolve()))
 

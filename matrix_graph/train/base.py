@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_graph.errors import PrerequisiteError
-from matrix_graph.models.bundled import check_model_folder, prepare_bundled_model
 from matrix_graph.models.serving.weights import fingerprint
 from matrix_graph.train.errors import TrainingError
 from matrix_graph.train.recipe import Recipe
@@ -35,19 +34,6 @@ def require_extra() -> None:
             f'Training needs {", ".join(missing)}, not installed here: run `pip install "matrix-graph[train]"` '
             "(without a GPU run `matrix-graph install-engine` before, which brings the small build of torch)."
         )
-
-
-def model_path(model: str | None) -> str:
-    """A folder's absolute path, or a hub id; None is the bundled model, unpacked at the first call.
-
-    Raises:
-        ServerError: the folder is no model.
-        PrerequisiteError: as `prepare_bundled_model`.
-    """
-    if model is None:
-        return str(prepare_bundled_model())
-    folder = check_model_folder(model)
-    return model if folder is None else str(folder.resolve())
 
 
 def quiet_libraries(path: str) -> None:

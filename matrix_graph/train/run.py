@@ -27,6 +27,7 @@ from rich.console import Console
 
 from matrix_graph.errors import ConfigError, MatrixGraphError
 from matrix_graph.files import replace_file
+from matrix_graph.models.bundled import resolve_model
 from matrix_graph.models.serving.weights import fingerprint
 from matrix_graph.train import base
 from matrix_graph.train.checkpoints import Checkpoints
@@ -63,7 +64,7 @@ def train_adapter(
     Args:
         data: rows, in a format of `matrix-graph export`.
         out: the adapter's folder.
-        model: a Hugging Face folder or a hub id; None is the small bundled model.
+        model: a Hugging Face folder, a hub id, or a bundled model such as "bundled:1.5b"; None is the smallest of them.
         method: "sft" imitates the assistant's text; "dpo" prefers `chosen` to `rejected`.
         recipe: all settings.
         validation: rows of the same kind, whose loss is measured and not learnt.
@@ -82,7 +83,7 @@ def train_adapter(
     """
     base.require_extra()
     view = view or TrainingView(Console(stderr=True))
-    path = base.model_path(model)
+    path = resolve_model(model, echo=view.say)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     identity = {
         "method": method,

