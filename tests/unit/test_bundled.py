@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from matrix_graph.align.target import own_target
+from matrix_graph.align import target
 from matrix_graph.config import load_settings
 from matrix_graph.connect import name_beforehand
-from matrix_graph.errors import PrerequisiteError, ServerError
+from matrix_graph.errors import ConfigError, PrerequisiteError, ServerError
 from matrix_graph.models import engine, memory
 from matrix_graph.models.bundled import (
     BUNDLED,
@@ -37,6 +37,7 @@ from matrix_graph.models.bundled import (
     room,
 )
 from matrix_graph.models.server import VLLMServer, name_of_source
+from matrix_graph.models.serving.endpoint import Endpoint, ServedModel
 from matrix_graph.traces.export.lengths import Tokenizer
 
 WEIGHTS = b"GGUF and so on"
@@ -179,10 +180,22 @@ def test_name_is_known_before_anything_is_prepared(conversion: Conversion) -> No
 
 
 def test_alignment_of_a_named_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = own_target(load_settings(None, model="bundled:1.5b"))
-    assert (target.weights, target.name, target.bundled) == ("bundled:1.5b", "Qwen2.5-Coder-1.5B-Instruct", False)
+    own = target.own_target(load_settings(None, model="bundled:1.5b"))
+    assert (own.weights, own.name, own.bundled) == ("bundled:1.5b", "Qwen2.5-Coder-1.5B-Instruct", False)
     for small in (None, "bundled:135m"):
-        assert own_target(load_settings(None, model=small)).weights is None
+        assert target.own_target(load_settings(None, model=small)).weights is None
+
+
+@pytest.mark.parametrize("path", [None, "/elsewhere/model"])
+def test_alignment_on_a_server_that_has_a_named_model(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
+    served = [ServedModel(name=MIDDLE, path=path, base=None), ServedModel(name="kind", path="/a", base=MIDDLE)]
+    monkeypatch.setattr(Endpoint, "served", lambda self, seconds: served)
+    monkeypatch.setattr(target, "require_adapters", lambda endpoint: None)
+    settings = load_settings(None, model="bundled:0.5b", base_url="http://127.0.0.1:1/v1")
+    assert target.given_target(settings) == target.Target("bundled:0.5b", MIDDLE)
+    with pytest.raises(ConfigError, match=f"serves {MIDDLE}, and --model names 'Qwen2.5-Coder-1.5B-Instruct'"):
+        served[0] = ServedModel(name=MIDDLE, path="/elsewhere/model", base=None)
+        target.given_target(settings.model_copy(update={"model": "bundled:1.5b"}))
 
 
 def test_longest_answer() -> None:
@@ -415,9 +428,9 @@ def test_short_memory_is_told_before_the_download(
 
 def test_short_memory_is_told_before_the_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     large = BUNDLED["1.5b"]
-    monkeypatch.setattr(room, "available_bytes", lambda: 9 * 10**9)
+    monkeypatch.setattr(room, "available_bytes", lambda: 11 * 10**9)
     require_memory_to_serve(large, 3)
-    with pytest.raises(PrerequisiteError, match=r"takes 10\.9 GB .* 5 GiB .* 9\.0 GB .*`kv_cache_gib` .* to 3, or"):
+    with pytest.raises(PrerequisiteError, match=r"takes 12\.7 GB .* 5 GiB .* 11\.0 GB .*`kv_cache_gib` .* to 3, or"):
         require_memory_to_serve(large, 5)
     monkeypatch.setattr(room, "available_bytes", lambda: 5 * 10**9)
     with pytest.raises(PrerequisiteError, match=r"uses the memory, or take a smaller model"):

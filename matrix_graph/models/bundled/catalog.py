@@ -36,7 +36,8 @@ class BundledModel:
         installed: the package whose installed copy is taken as well; None: nothing that is installed is looked at.
         folder_bytes: the size of the prepared folder.
         convert_bytes: the memory that the conversion takes at its peak.
-        serve_bytes: the memory that vLLM's CPU build takes beside its key-value cache; None: too little to look.
+        serve_bytes: the memory that vLLM's CPU build takes, all its processes together, beside its key-value cache;
+            None: too little to look.
         seconds: about how long the conversion takes on two cores.
         one_matrix: whether input and output share one matrix, of which the file holds two roundings.
         sampling: what `generation_config.json` says of sampling.
@@ -164,7 +165,7 @@ _MIDDLE = BundledModel(
     installed=None,
     folder_bytes=1_000_000_000,
     convert_bytes=3_300_000_000,
-    serve_bytes=3_000_000_000,
+    serve_bytes=5_000_000_000,
     seconds=45,
     one_matrix=True,
     sampling=_QWEN_SAMPLING,
@@ -189,7 +190,7 @@ _LARGE = BundledModel(
     installed=None,
     folder_bytes=3_100_000_000,
     convert_bytes=6_000_000_000,
-    serve_bytes=5_500_000_000,
+    serve_bytes=7_300_000_000,
     seconds=75,
     one_matrix=True,
     sampling=_QWEN_SAMPLING,
