@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from itertools import chain, repeat
 from typing import Any
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field
 
 from matrix_graph.errors import CastError, ReplyError
 from matrix_graph.models.ask import Answer, parse_json
-from matrix_graph.records import NAME_LENGTH, RESERVED_NAMES, Cast, Role, SocialObject
+from matrix_graph.records import NAME_LENGTH, RESERVED_NAMES, Cast, Role, SocialObject, same_name
 from matrix_graph.scene.copying import refuse_copies, same_words, words_of
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
@@ -32,12 +33,12 @@ _TOLERANCE = 10
 
 _NUMBERING = re.compile(r"^\s*(?:step\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
 _POSSESSIVE = re.compile(r"^.*?['’]s?\s+")
-_ASKER = "asker"
+_SEVERAL = re.compile(r",|&|\b(?:and|und|et|y|e)\b", re.IGNORECASE)
+"""What joins the names of several people in one."""
 
 
 class _Person(BaseModel):
     who: str = Field(default="", max_length=_WORDS * _TOLERANCE)
-    name: str = Field(default="", max_length=_NAME * _TOLERANCE)
     traits: str = Field(default="", max_length=_WORDS * _TOLERANCE)
     goal: str = Field(default="", max_length=_WORDS * _TOLERANCE)
 
@@ -53,6 +54,9 @@ class _PlanReply(BaseModel):
 
 
 class _CastReply(_PlanReply):
+    # Names stand in a list of their own and come first: small models then give fewer of them twice.
+    people: list[str] = Field(min_length=2)
+    roles: list[_Person] = []
     objects: list[_Thing] = []
 
 
@@ -83,20 +87,19 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
 
 async def _generated(stage: Stage, state: SceneState) -> Answer[Cast]:
     roles, steps = stage.config.roles, stage.config.steps
-    slots = _slots(roles)
-    described = "\n".join([fill("cast", "slots"), *(fill("cast", "more", slot=slot) for slot in slots[4:])])
-    lines = [line for line in described.splitlines() if line.split('"')[1] in slots]
+    parts = fill("cast", "slots").splitlines()
+    slots = " ".join(parts[: roles if roles < 4 else None])
     ask = {"role": "user", "content": fill("cast", "ask", question=state["question"], draft=state["draft"])}
 
     def prompt(example: str) -> list[dict[str, str]]:
-        return [*opening("cast", slots="\n".join(lines), steps=_count(steps), example=example), ask]
+        return [*opening("cast", number=roles + 1, slots=slots, steps=_count(steps), example=example), ask]
 
     return await stage.ask(
         "cast",
         prompt("\n" + fill("cast", "example").strip("\n")),
-        _parse_cast(slots, steps, f"{state['question']}\n{state['draft']}"),
+        _parse_cast(roles, steps, f"{state['question']}\n{state['draft']}"),
         stage.config.max_cast_tokens,
-        schema=_cast_schema(slots, steps),
+        schema=_cast_schema(roles, steps),
         again=prompt(""),
     )
 
@@ -155,34 +158,31 @@ def introduced(people: dict[str, str]) -> str:
     return "\n".join(f"- {name}{f': {who}' if who else ''}" for name, who in people.items())
 
 
-def _slots(roles: int) -> list[str]:
-    """What each person of a generated cast is there for; `roles` others join the asker."""
-    if roles < 3:
-        return [_ASKER, "affected", "responsible"][: roles + 1]
-    return [_ASKER, "affected", "bystander", "responsible", *(f"other_{n}" for n in range(4, roles + 1))]
-
-
 def _count(steps: int) -> str:
     return "one" if steps == 1 else f"two to {steps}" if steps > 2 else "two"
 
 
-def _parse_cast(slots: list[str], steps: int, own: str) -> Callable[[str], Cast]:
-    fields: Any = {slot: (_Person, ...) for slot in slots}
-    parse = parse_json(create_model("_CastOf", __base__=_CastReply, **fields))
+def _parse_cast(roles: int, steps: int, own: str) -> Callable[[str], Cast]:
+    """A parser that is stricter at the first try: then a person who stands there twice is asked for again."""
+    parse = parse_json(_CastReply)
+    tries = 0
 
     def to_cast(text: str) -> Cast:
+        nonlocal tries
+        tries += 1
         reply = parse(text)
         refuse_copies("cast", reply.model_dump(), own)
-        people: list[_Person] = [getattr(reply, slot) for slot in slots]
-        names = distinct([_line(person.name) or _line(person.who) for person in people], "Person")
-        roles = [
+        raw = [_line(name) for name in reply.people[: roles + 1]]
+        if tries == 1:
+            _refuse_doubles(raw)
+        people = [
             Role(name=name, who=_line(person.who), traits=_line(person.traits), goal=_line(person.goal))
-            for name, person in zip(names, people, strict=True)
+            for name, person in zip(distinct(raw, "Person"), chain(reply.roles, repeat(_Person())), strict=False)
         ]
-        things = [thing for thing in reply.objects[:MOST_OBJECTS] if not is_person(thing.name, roles)]
+        things = [thing for thing in reply.objects[:MOST_OBJECTS] if not is_person(thing.name, people)]
         return Cast(
-            ego=names[0],
-            roles=roles,
+            ego=people[0].name,
+            roles=people,
             objects=[
                 SocialObject(name=name, state=_line(thing.state) or "as usual")
                 for name, thing in zip(distinct([t.name for t in things], "Object"), things, strict=True)
@@ -192,6 +192,14 @@ def _parse_cast(slots: list[str], steps: int, own: str) -> Callable[[str], Cast]
         )
 
     return to_cast
+
+
+def _refuse_doubles(names: list[str]) -> None:
+    for number, name in enumerate(names):
+        if any(same_name(name, other) for other in names[:number]):
+            raise ReplyError(f"people: {name[:80]!r} stands there twice; name different people.")
+        if _SEVERAL.search(name):
+            raise ReplyError(f"people: {name[:80]!r} is more than one person; name single people.")
 
 
 def is_person(thing: str, roles: list[Role]) -> bool:
@@ -250,17 +258,15 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _cast_schema(slots: list[str], steps: int) -> dict[str, Any]:
-    person = {
-        "type": "object",
-        **_properties(who=_text(_WORDS), name=_text(_NAME), traits=_text(_WORDS), goal=_text(_WORDS)),
-    }
+def _cast_schema(roles: int, steps: int) -> dict[str, Any]:
+    person = {"type": "object", **_properties(who=_text(_WORDS), traits=_text(_WORDS), goal=_text(_WORDS))}
     thing = {"type": "object", **_properties(name=_text(_NAME), state=_text(_STATE))}
     return {
         "type": "object",
         **_properties(
             situation=_text(_SENTENCE),
-            **dict.fromkeys(slots, person),
+            people={"type": "array", "items": _text(_NAME), "minItems": roles + 1, "maxItems": roles + 1},
+            roles={"type": "array", "items": person, "minItems": roles + 1, "maxItems": roles + 1},
             objects={"type": "array", "items": thing, "minItems": 1, "maxItems": MOST_OBJECTS},
             plan=_plan_schema(steps),
         ),

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from matrix_graph.errors import CopiedError
 from matrix_graph.scene.prompts import examples
 
-_SHORTEST = 3
+_SHORTEST = 4
 """Words of a text that is told from others by its wording; shorter ones occur by chance."""
 _SAME = 0.8
 """Share of words in common from which two texts count as the same."""
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 _NAME = re.compile(r"\b[^\W\d_]\w{3,}\b")
 
 
@@ -65,13 +65,9 @@ def words_of(text: str) -> list[str]:
 
 
 def _names_of(prompt: str) -> list[str]:
-    """The people's names in the examples: what stands under "name" and is not a thing's."""
-    found: list[str] = []
-    for example in examples(prompt):
-        if isinstance(example, dict):
-            people = [part for part in example.values() if isinstance(part, dict) and "name" in part]
-            found += [name for person in people for name in _NAME.findall(person["name"])]
-    return found
+    """The names of the people in the examples, each word of them that begins with a capital letter."""
+    people = [example.get("people", ()) for example in examples(prompt) if isinstance(example, dict)]
+    return [word for names in people for name in names for word in _NAME.findall(name) if word[0].isupper()]
 
 
 def _texts(value: object) -> Iterator[str]:

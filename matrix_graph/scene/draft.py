@@ -63,9 +63,7 @@ async def draft(stage: Stage, state: SceneState) -> Plain:
     if given := given if given and given.strip() else None:
         start["draft"] = clean(given)
     else:
-        answer = await stage.ask(
-            "draft", [{"role": "user", "content": question}], parse_text, stage.answer_tokens
-        )
+        answer = await stage.ask("draft", [{"role": "user", "content": question}], parse_text, stage.answer_tokens)
         start["calls"] = [None, *answer.calls]
         start["draft"] = answer.value
         if answer.problem is not None:

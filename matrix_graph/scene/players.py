@@ -45,10 +45,11 @@ T = TypeVar("T")
 class Human:
     """A person plays the role: the graph interrupts, shows what the role may know, and takes the action.
 
-    The interrupt's value is a plain dict: type ("action_wanted"), role, round, you (name, traits and goal), before (the
-    role's dialogue so far), people (name -> who everybody is to the asker), seen (a list of lines), failed (why the role's last action could not happen, or
-    None), step (the plan step that the role has in mind, or None), problem (what was wrong with the last reply, or
-    None). Resume with a text or `{"action": text}`; an empty text is silence.
+    The interrupt's value is a plain dict: type ("action_wanted"), role, round, you (name, who, traits and goal), people
+    (name -> who everybody is to the asker), before (the role's dialogue so far), seen (the lines of what the role has
+    just seen and heard), failed (why the role's last action could not happen, or None), step (the plan step that the
+    role has in mind, or None), problem (what was wrong with the last reply, or None). Resume with a text or
+    `{"action": text}`; an empty text, or "nothing", is to do nothing.
     """
 
 
@@ -133,6 +134,7 @@ async def _ask_human(stage: Stage, task: RoleTask, messages: list[ChatMessage]) 
         "role": task["profile"]["name"],
         "round": task["round"],
         "you": dict(task["profile"]),
+        "people": dict(task["people"]),
         "before": [message for message in (task["dialogue"] or {"messages": []})["messages"] if _is_turn(message)],
         "seen": [unread["text"] for unread in task["unread"] if not unread["own"]],
         "failed": failed or None,

@@ -20,7 +20,9 @@ from matrix_graph.scene.state import Plain, RoleTask
 
 LONGEST_ACTION = 400
 """Characters that the schema allows; up to ten times as many are taken from a speaker that was not bound to it."""
-NOTHING = frozenset({"nothing", "nichts", "rien", "nada", "niente", "ничего", "什么都不做", "无", "何もしない", "لا شيء"})
+NOTHING = frozenset(
+    {"nothing", "nichts", "rien", "nada", "niente", "ничего", "什么都不做", "无", "何もしない", "لا شيء"}
+)
 """Words, casefolded, by which a person does nothing. The prompt asks for the first of them."""
 _MOST_SILENT_WORDS = 3
 

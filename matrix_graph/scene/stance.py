@@ -27,9 +27,7 @@ _CHOICE_TOKENS = 48
 async def ask_stance(stage: Stage, question: str, answer: str) -> Answer[Stance]:
     """Ask whether an answer helps with its question or declines to."""
     stances: tuple[Stance, ...] = ("helps", "declines")
-    return await _choose(
-        stage, "system", fill("stance", "ask", question=question, answer=answer), "stance", stances
-    )
+    return await _choose(stage, "system", fill("stance", "ask", question=question, answer=answer), "stance", stances)
 
 
 async def _repeats_deed(stage: Stage, deed: str, harm: str, answer: str) -> Answer[Literal["yes", "no"]]:
@@ -101,7 +99,9 @@ def told_harm(state: SceneState) -> str:
     """What the deed did to those whom it harmed, as lines of a prompt."""
     people = (state["reflection"] or {}).get("people", ())
     lines = [f"- {person['name']}: {person['how']}" for person in people if person["effect"] == "harmed"]
-    lines = lines or [f"- {event['consequence']}" for event in state["events"] if event["hurt"] and event["consequence"]]
+    lines = lines or [
+        f"- {event['consequence']}" for event in state["events"] if event["hurt"] and event["consequence"]
+    ]
     return "\n".join(lines) or "-"
 
 
@@ -119,9 +119,7 @@ def _objection(
     return None
 
 
-async def _choose(
-    stage: Stage, section: str, request: str, key: str, choices: tuple[Choice, ...]
-) -> Answer[Choice]:
+async def _choose(stage: Stage, section: str, request: str, key: str, choices: tuple[Choice, ...]) -> Answer[Choice]:
     def parse(text: str) -> Choice:
         word = text
         if (start := text.find("{")) >= 0:

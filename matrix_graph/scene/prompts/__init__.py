@@ -1,7 +1,8 @@
 """The prompts, as files beside this module: one a speaker, in sections headed `=== name ===`.
 
 Worked examples are text inside a system section, a JSON object a line, since small models take less from them there
-than from chat turns. A section is filled once with `string.Template`, so that text from people or models is never interpolated twice.
+than from chat turns. A section is filled once with `string.Template`, so that text from people or models is never
+interpolated twice.
 """
 
 from __future__ import annotations
