@@ -34,6 +34,18 @@ _MOST_COMPARED = 5000
 _MOST_OBJECTS = 8
 """Objects that the footer has room for."""
 _REFRESH_SECONDS = 0.125
+_STANCES = {
+    "helps": "the draft helps; the scene plays what it says",
+    "declines": "the draft declines; the scene plays what would come of it",
+}
+_EFFECTS = {"helped": ("+", "green"), "harmed": ("✗", "red"), "left without help": ("!", "yellow")}
+_VERDICTS = {
+    "keep": "nothing speaks against the draft",
+    "improve": "the draft should help in a better way",
+    "kinder": "the draft should decline more kindly",
+    "help": "the draft should help",
+}
+CUT = "the answer ended at its limit of tokens, its end is missing; raise max_answer_tokens"
 # Control characters, those that turn the direction of text around, and what no terminal can encode: a terminal must not
 # obey a model.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -108,11 +120,9 @@ def _lines(event: Event) -> list[str]:
     if kind == "cast":
         cast = event["cast"]
         return [
-            *(
-                f"role: {role['name']}{' (ego)' if role['name'] == cast['ego'] else ''}: {role['traits']}; "
-                f"wants: {role['goal']}"
-                for role in cast["roles"]
-            ),
+            *([f"situation: {cast['situation']}"] if cast.get("situation") else []),
+            *([f"stance: {_STANCES[cast['stance']]}"] if cast.get("stance") in _STANCES else []),
+            *(_person(role, cast["ego"]) for role in cast["roles"]),
             *(f"object: {thing['name']}: {thing['state']}" for thing in cast["objects"]),
             *(f"plan {number}: {step}" for number, step in enumerate(cast["plan"], 1)),
         ]
@@ -122,18 +132,54 @@ def _lines(event: Event) -> list[str]:
         if not event["plausible"]:
             return [f"{head} -- REJECTED: {event['reason']}"]
         lines = [f"{head} -- seen by: {', '.join(event['observers']) or 'nobody'}"]
+        lines += [f"{number}: they see: {seen}" for seen in _seen(event)]
         lines += [f"{number}: object: {c['object']}: {c['before']} -> {c['after']}" for c in event["changes"]]
-        return [*lines, *([f"{number}: consequence: {event['consequence']}"] if event["consequence"] else [])]
+        lines += [f"{number}: consequence: {event['consequence']}"] if event["consequence"] else []
+        return [*lines, *([f"{number}: hurt: {', '.join(event['hurt'])}"] if event.get("hurt") else [])]
+    if kind == "pass":
+        return [f"round {event['round']}: {event['role']}: {_passed(event)}"]
     if kind == "failure":
         return [f"round {event['round']}: {event['role']}: {_failed(event)}"]
     if kind == "reflection":
-        verdict = "the draft should be revised" if event["revise"] else "nothing speaks against the draft"
-        return [f"reflection: {verdict}{': ' + event['lesson'] if event['lesson'] else ''}"]
+        lesson = f": {event['lesson']}" if event["lesson"] else ""
+        return [
+            *(f"reflection: {name}: {became}" for name, became in _became(event)),
+            f"reflection: {_VERDICTS.get(event['verdict'], event['verdict'])}{lesson}",
+        ]
+    if kind == "check":
+        return [f"check: {'passed' if event['passed'] else 'NOT passed'}: {event['why']}"]
     if kind == "result":
         trace: Trace = event["trace"]
+        if trace.error:
+            return [_summary(trace)]
         answer = f"answer: {trace.answer}" if trace.revised else "answer: the draft, unchanged"
-        return [_summary(trace) if trace.error else answer, *([] if trace.error else [_summary(trace)])]
+        return [answer, *([f"warning: {CUT}"] if trace.cut else []), _summary(trace)]
     return []
+
+
+def _person(role: dict[str, Any], ego: str) -> str:
+    who = f", {role['who']}" if role.get("who") else ""
+    return f"role: {role['name']}{' (ego)' if role['name'] == ego else ''}{who}: {role['traits']}; wants: {role['goal']}"
+
+
+def _seen(event: Event) -> list[str]:
+    """What observers are told of an action where it is not the action itself; nothing else."""
+    seen = event.get("seen")
+    told = f"{event['role']}: {event['action']}"
+    return [seen] if event["observers"] and seen and seen not in (event["action"], told) else []
+
+
+def _passed(event: Event) -> str:
+    return "leaves the step out" if event.get("step") else "does nothing"
+
+
+def _became(event: Event) -> list[tuple[str, str]]:
+    """Who was touched by the scene, and how; nobody else."""
+    return [
+        (person["name"], f"{person['effect']}{': ' + person['how'] if person['how'] else ''}")
+        for person in event.get("people", ())
+        if person["effect"] != "none"
+    ]
 
 
 class TerminalView:
@@ -217,13 +263,20 @@ class TerminalView:
         self._objects = {thing["name"]: thing["state"] for thing in cast["objects"]}
         self._wait_for("round 1: the roles act")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-        for heading in ("Role", "Traits", "Goal"):
+        known = any(role.get("who") for role in cast["roles"])
+        for heading in ("Role", *(["Who"] if known else []), "Traits", "Goal"):
             table.add_column(heading, overflow="fold")
         for role in cast["roles"]:
             ego = role["name"] == cast["ego"]
             name = Text(_line(role["name"]) + (" (ego)" if ego else ""), style="bold cyan" if ego else "bold")
-            table.add_row(name, Text(_line(role["traits"])), Text(_line(role["goal"])))
-        lines: list[RenderableType] = [Rule("Cast", align="left", style="dim"), table]
+            told = [*([role.get("who") or ""] if known else []), role["traits"], role["goal"]]
+            table.add_row(name, *(Text(_line(text)) for text in told))
+        lines: list[RenderableType] = [Rule("Cast", align="left", style="dim")]
+        if cast.get("situation"):
+            lines.append(Text(_line(cast["situation"])))
+        if cast.get("stance") in _STANCES:
+            lines.append(Text(f"{_capital(_STANCES[cast['stance']])}.", style="dim"))
+        lines.append(table)
         rows = [("object", f"{_line(thing)}: {_line(state)}", "yellow") for thing, state in self._objects.items()]
         rows += [(f"plan {number}", _line(step), "cyan") for number, step in enumerate(cast["plan"], 1)]
         grid = Table.grid(padding=(0, 2, 0, 0))
@@ -244,12 +297,19 @@ class TerminalView:
             return [*lines, _detail(f"rejected: {event['reason']}", "red")]
         lines.append(_item("✓", "green", (role, "bold"), "  ", action))
         lines.append(_detail(f"seen by {', '.join(event['observers']) or 'nobody'}", "dim"))
+        lines += [_detail(f"they see: {seen}", "dim") for seen in _seen(event)]
         for change in event["changes"]:
             self._objects[change["object"]] = change["after"]
             lines.append(_detail(f"{change['object']}: {change['before']} → {change['after']}", "yellow"))
         if event["consequence"]:
             lines.append(_detail(f"⇒ {event['consequence']}", "magenta"))
+        if event.get("hurt"):
+            lines.append(_detail(f"hurt: {', '.join(event['hurt'])}", "red"))
         return lines
+
+    def _pass(self, event: Event) -> list[RenderableType]:
+        passed = _item("·", "dim", (f"{_line(event['role'])}  {_passed(event)}", "dim"))
+        return [*self._heading(event["round"]), passed]
 
     def _failure(self, event: Event) -> list[RenderableType]:
         item = _item("!", "red", (_line(event["role"] or ""), "bold"), "  ", (_line(_failed(event)), "red"))
@@ -258,10 +318,18 @@ class TerminalView:
     def _reflection(self, event: Event) -> list[RenderableType]:
         self._wait_for("the answer is revised")
         lines: list[RenderableType] = [Rule("Reflection", align="left", style="dim")]
+        for name, became in _became(event):
+            effect = became.partition(":")[0]
+            lines.append(_item(*_EFFECTS.get(effect, ("·", "")), (_line(name), "bold"), "  ", _line(became)))
         if event["lesson"]:
             lines.append(Text(safe(event["lesson"])))
-        verdict = "The draft should be revised." if event["revise"] else "Nothing speaks against the draft."
-        return [*lines, Text(verdict, style="bold yellow" if event["revise"] else "bold green")]
+        verdict = _capital(_VERDICTS.get(event["verdict"], _line(event["verdict"])))
+        return [*lines, Text(f"{verdict}.", style="bold green" if event["verdict"] == "keep" else "bold yellow")]
+
+    def _check(self, event: Event) -> list[RenderableType]:
+        passed = event["passed"]
+        told = f"{'The better answer passed its check' if passed else 'The better answer did not pass its check'}: "
+        return [_item("✓" if passed else "✗", "green" if passed else "red", (told, "bold"), _line(event["why"]))]
 
     def _result(self, event: Event) -> list[RenderableType]:
         trace: Trace = event["trace"]
@@ -269,8 +337,10 @@ class TerminalView:
         self._wait_for("done")
         if trace.error:
             return [Text(_summary(trace), style="bold red")]
+        cut = [Text(f"Warning: {CUT}.", style="bold yellow")] if trace.cut else []
         if not trace.revised:
-            return [Text("The answer is the draft, unchanged.", style="bold green"), Text(_summary(trace), style="dim")]
+            kept = Text("The answer is the draft, unchanged.", style="bold green")
+            return [kept, *cut, Text(_summary(trace), style="dim")]
         before, after = _compared(safe(trace.draft or ""), safe(trace.answer or ""))
         panels: list[RenderableType] = [
             Panel(before, title="Draft", title_align="left", border_style="dim"),
@@ -282,7 +352,7 @@ class TerminalView:
             grid.add_column(ratio=1)
             grid.add_row(*panels)
             panels = [grid]
-        return [*panels, Text(_summary(trace), style="dim")]
+        return [*panels, *cut, Text(_summary(trace), style="dim")]
 
 
 _SHOWN: dict[str, Callable[[TerminalView, Event], list[RenderableType]]] = {
@@ -291,8 +361,10 @@ _SHOWN: dict[str, Callable[[TerminalView, Event], list[RenderableType]]] = {
     "cast": TerminalView._cast,
     "action": TerminalView._action,
     "event": TerminalView._event,
+    "pass": TerminalView._pass,
     "failure": TerminalView._failure,
     "reflection": TerminalView._reflection,
+    "check": TerminalView._check,
     "result": TerminalView._result,
 }
 
@@ -302,6 +374,10 @@ def _item(mark: str, style: str, *parts: str | tuple[str, str]) -> RenderableTyp
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_row(Text(mark, style=style), Text.assemble(*parts))
     return grid
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _detail(text: str, style: str) -> RenderableType:

@@ -12,10 +12,21 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from matrix_graph.records import Call, Event, Failure, Trace, Usage
+from matrix_graph.records import Call, Cast, Check, Event, Failure, Reflection, Stance, Trace, Usage, Verdict
 
 LARGEST_DIAGRAM = 45_000
 """The longest diagram in UTF-16 units; Mermaid draws nothing but an error above 50,000 (its `maxTextSize`)."""
+
+STANCES: dict[Stance, str] = {
+    "helps": "the ego does what it says.",
+    "declines": "the ego does it all the same, as a what-if.",
+}
+VERDICTS: dict[Verdict, str] = {
+    "keep": "nothing speaks against the draft",
+    "improve": "the draft should help in a better way",
+    "kinder": "the draft should decline more kindly",
+    "help": "the draft should help",
+}
 
 _TEXT_LENGTHS = (240, 80, 30)
 """The longest text in a diagram, in characters; a scene that would not fit is tried again with shorter texts."""
@@ -43,8 +54,8 @@ def to_mermaid(trace: Trace) -> str:
 
     Returns:
         The diagram's source, ending with a newline: the ego first, then the others in cast order; a box a round; an
-        accepted action as arrows to those who saw it, a rejected one as a crossed arrow to its actor; changes of
-        objects, consequences and failures as notes. At most `LARGEST_DIAGRAM` long; rounds that would not fit even
+        accepted action as arrows to those who saw it, a rejected one as a crossed arrow to its actor; what is seen
+        where it is not the action itself, changes of objects, consequences, who is hurt and failures as notes. At most `LARGEST_DIAGRAM` long; rounds that would not fit even
         with short texts are left out, and a note says how many.
     """
     drawings = (_Drawing(trace, longest).source() for longest in _TEXT_LENGTHS[:-1])
@@ -67,10 +78,13 @@ def to_markdown(trace: Trace) -> str:
         _summary(trace),
         f"## Question\n\n{_quoted(trace.question)}",
         f"## Draft\n\n{_quoted(trace.draft) if trace.draft is not None else 'None.'}",
+        *([f"## Situation\n\n{_situation(trace.cast)}"] if trace.cast and _situation(trace.cast) else []),
         f"## Cast\n\n{_cast(trace)}",
         f"## Scene\n\n```mermaid\n{to_mermaid(trace)}```",
         "\n".join(["## What happened", "", *(happened or ["Nothing."])]),
         "\n".join(["## Consequences", "", *(f"- {_inline(text)}" for text in trace.consequences or ["None."])]),
+        *([f"## Reflection\n\n{_reflection(trace.reflection)}"] if trace.reflection else []),
+        *([f"## Check of the revision\n\n{_check(trace.check)}"] if trace.check else []),
         f"## Answer\n\n{_answer(trace)}",
         f"## What it took\n\n{_costs(trace)}",
     ]
@@ -128,11 +142,16 @@ class _Drawing:
         observers = dict.fromkeys(ids[name] for name in event.observers if event.plausible)
         for position, observer in enumerate(observers):
             yield f"    {actor}->>{observer}: {'(the same)' if position else action}"
+        if observers and (seen := other_than_done(event)) is not None:
+            yield f"    Note over {actor}: {self._text(f'They see: {_plain(seen)}')}"
         for change in event.changes:
             words = f"{_plain(change.object)}: {_plain(change.before)} → {_plain(change.after)}"
             yield f"    Note over {actor}: {self._text(words)}"
         if event.consequence is not None:
             yield f"    Note over {actor}: {self._text(f'⇒ {_plain(event.consequence)}')}"
+        if event.hurt:
+            hurt = ", ".join(map(_plain, event.hurt))
+            yield f"    Note over {actor}: {self._text(f'Hurt: {hurt}')}"
 
     def _text(self, text: str, *, ego: bool = False) -> str:
         shown = _short(text, self.longest) or "(empty)"
@@ -157,7 +176,8 @@ def _ending(trace: Trace) -> str:
     if trace.status == "failed":
         return f"The scene failed: {trace.error.message if trace.error else 'it does not say why.'}"
     stopped = "The plan was blocked." if trace.status == "blocked" else "The scene came to its end."
-    return f"{stopped} The answer is {'revised' if trace.revised else 'the draft, unchanged'}."
+    refused = " The revision did not pass its check." if trace.check is not None and not trace.check.passed else ""
+    return f"{stopped}{refused} The answer is {'revised' if trace.revised else 'the draft, unchanged'}."
 
 
 def _trouble(failure: Failure) -> str:
@@ -169,6 +189,8 @@ def _summary(trace: Trace) -> str:
     facts = [("Status", trace.status + (f", play ended by {trace.ended_by}" if trace.ended_by else ""))]
     if trace.error:
         facts.append(("Error", f"{trace.error.type}: {trace.error.message}"))
+    if trace.cut:
+        facts.append(("Cut", "the answer ended at its limit of tokens; its end is missing"))
     facts.append(("Rounds", str(len(_rounds(trace)))))
     facts.append(("Played", f"{trace.created_at.isoformat(' ', 'minutes')}, {trace.seconds:.1f} s"))
     if trace.parent:
@@ -180,10 +202,11 @@ def _summary(trace: Trace) -> str:
 def _cast(trace: Trace) -> str:
     if trace.cast is None:
         return "The scene was not cast."
-    people = _table(
-        ("Role", "Traits", "Goal"),
-        [(f"{r.name} (ego)" if r.name == trace.cast.ego else r.name, r.traits, r.goal) for r in trace.cast.roles],
-    )
+    known = any(role.who for role in trace.cast.roles)
+    rows = [(f"{r.name} (ego)" if r.name == trace.cast.ego else r.name, r.who, r.traits, r.goal)
+            for r in trace.cast.roles]  # fmt: skip
+    head = ("Role", "Who", "Traits", "Goal")
+    people = _table(head, rows) if known else _table((head[0], *head[2:]), [(row[0], *row[2:]) for row in rows])
     after = trace.object_states
     objects = [(thing.name, thing.state, after[thing.name]) for thing in trace.cast.objects]
     plan = [f"{number}. {_inline(step)}" for number, step in enumerate(trace.cast.plan, 1)]
@@ -193,6 +216,40 @@ def _cast(trace: Trace) -> str:
     if plan:
         parts.append("\n".join([f"The plan of {_inline(trace.cast.ego)}:", "", *plan]))
     return "\n\n".join(parts)
+
+
+def _situation(cast: Cast) -> str:
+    stance = f"The draft {cast.stance}: {STANCES[cast.stance]}" if cast.stance else ""
+    return "\n\n".join(filter(None, [_inline(cast.situation), stance]))
+
+
+def _reflection(reflection: Reflection) -> str:
+    parts = [f"Verdict: {reflection.verdict}, {VERDICTS[reflection.verdict]}."]
+    if reflection.people:
+        parts.append(_table(("Person", "Effect", "How"), [(p.name, p.effect, p.how) for p in reflection.people]))
+    if reflection.lesson:
+        parts.append(_quoted(reflection.lesson))
+    return "\n\n".join(parts)
+
+
+def _check(check: Check) -> str:
+    facts = [f"- {'Passed' if check.passed else '**Not passed**'}: {_inline(check.why)}"]
+    facts.append(f"- The deed did {'harm' if check.harm else 'no harm'} in the scene.")
+    if check.stance is not None:
+        facts.append(f"- The revision {check.stance}.")
+    if check.repeats_deed is not None:
+        facts.append(f"- It {'still helps' if check.repeats_deed else 'does not help'} to do what did harm.")
+    if check.preferred:
+        facts.append(f"- Preferred, with the draft shown first and second: {', '.join(check.preferred)}.")
+    parts = ["\n".join(facts)]
+    if not check.passed:
+        parts.append(f"Proposed, and not taken:\n\n{_quoted(check.proposed)}")
+    return "\n\n".join(parts)
+
+
+def other_than_done(event: Event) -> str | None:
+    """What observers are told of an action where it is not the action itself; else None."""
+    return None if event.seen in (None, "", event.action, f"{event.role}: {event.action}") else event.seen
 
 
 def _round_lines(trace: Trace, number: int) -> Iterator[str]:
@@ -205,10 +262,14 @@ def _round_lines(trace: Trace, number: int) -> Iterator[str]:
             yield f"  - ~~{said}~~ (rejected: {_inline(event.reason) or 'no reason given'})"
             continue
         yield f"  - {said} (seen by {', '.join(map(_inline, event.observers)) or 'nobody'})"
+        if event.observers and (seen := other_than_done(event)) is not None:
+            yield f"    - They see: {_inline(seen)}"
         for change in event.changes:
             yield f"    - {_inline(change.object)}: {_inline(change.before)} → {_inline(change.after)}"
         if event.consequence is not None:
             yield f"    - Consequence: {_inline(event.consequence)}"
+        if event.hurt:
+            yield f"    - Hurt: {', '.join(map(_inline, event.hurt))}"
     for failure in trace.failures:
         if failure.round == number:
             yield f"  - {_failed(failure)}"
@@ -222,16 +283,23 @@ def _failed(failure: Failure) -> str:
 def _answer(trace: Trace) -> str:
     if trace.status == "failed":
         return "None: the scene failed, so that nothing is known for or against the draft."
+    cut = "The answer ended at its limit of tokens; its end is missing.\n\n" if trace.cut else ""
     if not trace.revised:
-        return "Unchanged: the draft is the answer."
-    return _quoted(trace.answer or "")
+        return f"{cut}Unchanged: the draft is the answer."
+    return f"{cut}{_quoted(trace.answer or '')}"
+
+
+def is_cut(call: Call) -> bool:
+    """Whether something of a call ended at a limit."""
+    return bool(call.cut) or call.finish_reason == "length"
 
 
 def _costs(trace: Trace) -> str:
     def row(name: str, calls: Sequence[Call], seconds: float) -> tuple[str, ...]:
         usage = sum((call.usage for call in calls), Usage())
         unusable = sum(call.error is not None for call in calls)
-        return (name, *map(str, (len(calls), unusable, usage.input_tokens, usage.output_tokens)), f"{seconds:.1f}")
+        cut = sum(is_cut(call) for call in calls)
+        return (name, *map(str, (len(calls), unusable, cut, usage.input_tokens, usage.output_tokens)), f"{seconds:.1f}")
 
     by_purpose: dict[str, list[Call]] = {}
     for call in trace.calls:
@@ -239,7 +307,7 @@ def _costs(trace: Trace) -> str:
     rows = [row(name, calls, sum(call.seconds for call in calls)) for name, calls in by_purpose.items()]
     # Calls overlap, so that the scene takes less time than its calls together.
     rows.append(row("everything", trace.calls, trace.seconds))
-    return _table(("Calls for", "Calls", "Unusable", "Tokens in", "Tokens out", "Seconds"), rows)
+    return _table(("Calls for", "Calls", "Unusable", "Cut", "Tokens in", "Tokens out", "Seconds"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -50,6 +50,8 @@ def list_row(trace: Trace, *, source: int, block: int, place: int) -> JSON:
         "seconds": _finite(trace.seconds),
         "created": trace.created_at.isoformat(),
         "parent": trace.parent.id if trace.parent else None,
+        "cut": trace.cut,
+        "refused": trace.check is not None and not trace.check.passed,
     }
 
 
@@ -67,6 +69,7 @@ def scene_of(trace: Trace) -> JSON:
         **kept,
         "seconds": _finite(trace.seconds),
         "created_at": trace.created_at.isoformat(),
+        "cut": trace.cut,
         "settings": {name: _text(value) for name, value in trace.settings.items()},
         "calls": [_call(call) for call in trace.calls],
     }
@@ -85,6 +88,7 @@ def _call(call: Call) -> JSON:
         "error": call.error.model_dump() if call.error else None,
         "author": call.author,
         "taken_over": call.taken_over,
+        "cut": call.cut,
     }
 
 
@@ -104,6 +108,7 @@ class Words:
                 {
                     "messages": [[message.role, self._number(message.content)] for message in call.messages],
                     "completion": self._number(call.completion),
+                    "reasoning": None if call.reasoning is None else self._number(call.reasoning),
                     "sampling": self._number(_text(call.sampling)),
                 }
                 for call in trace.calls
@@ -122,6 +127,7 @@ class Words:
                     {
                         "messages": [[role, place[number]] for role, number in call["messages"]],
                         "completion": place[call["completion"]],
+                        "reasoning": None if call["reasoning"] is None else place[call["reasoning"]],
                         "sampling": place[call["sampling"]],
                     }
                     for call in scene
