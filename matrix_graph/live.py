@@ -159,7 +159,9 @@ def _lines(event: Event) -> list[str]:
 
 def _person(role: dict[str, Any], ego: str) -> str:
     who = f", {role['who']}" if role.get("who") else ""
-    return f"role: {role['name']}{' (ego)' if role['name'] == ego else ''}{who}: {role['traits']}; wants: {role['goal']}"
+    return (
+        f"role: {role['name']}{' (ego)' if role['name'] == ego else ''}{who}: {role['traits']}; wants: {role['goal']}"
+    )
 
 
 def _seen(event: Event) -> list[str]:

@@ -54,9 +54,9 @@ def to_mermaid(trace: Trace) -> str:
 
     Returns:
         The diagram's source, ending with a newline: the ego first, then the others in cast order; a box a round; an
-        accepted action as arrows to those who saw it, a rejected one as a crossed arrow to its actor; what is seen
-        where it is not the action itself, changes of objects, consequences, who is hurt and failures as notes. At most `LARGEST_DIAGRAM` long; rounds that would not fit even
-        with short texts are left out, and a note says how many.
+        accepted action as arrows to those who saw it, a rejected one as a crossed arrow to its actor; as notes what is
+        seen where it is not the action itself, changes of objects, consequences, who is hurt, and failures. At most
+        `LARGEST_DIAGRAM` long; rounds that would not fit even with short texts are left out, and a note says how many.
     """
     drawings = (_Drawing(trace, longest).source() for longest in _TEXT_LENGTHS[:-1])
     fitting = next((drawn for drawn in drawings if _size(drawn) <= LARGEST_DIAGRAM), None)

@@ -39,9 +39,16 @@ def a_robbery(**fields: Any) -> Trace:
     """A scene with everything in it: accepted, rejected and unseen actions, changes, consequences, a silent role."""
     cast = {
         "ego": "Sam",
+        "situation": "Sam has lost his job and stands before the bank on his corner, since the rent is due on Friday.",
+        "stance": "helps",
         "roles": [
             {"name": "Sam", "traits": "out of work, proud, in a hurry", "goal": "the rent by Friday"},
-            {"name": "Mrs. Okafor, teller", "traits": "calm, two years before her pension", "goal": "get home unhurt"},
+            {
+                "name": "Mrs. Okafor, teller",
+                "who": "the teller at the bank",
+                "traits": "calm, two years before her pension",
+                "goal": "get home unhurt",
+            },
             {"name": "Officer Lindqvist", "traits": "on his round, has seen much", "goal": "no shots today"},
             {"name": "Mina, a customer", "traits": "with a pram", "goal": "pay a bill"},
         ],
@@ -68,6 +75,8 @@ def a_robbery(**fields: Any) -> Trace:
             reason="A note needs nothing but paper.",
             observers=people[1:2],
             consequence="Mrs. Okafor fears for her life, and will not sleep for weeks.",
+            seen="A man in a hood holds out a note: this is a robbery, open the vault.",
+            hurt=[people[1]],
         ),
         an_event(
             round=2,
@@ -121,7 +130,8 @@ def a_robbery(**fields: Any) -> Trace:
         chat = [*chat, {"role": "assistant", "content": judged}]
     unusable = {"type": "ReplyError", "message": "The reply is not JSON."}
     calls.insert(4, a_call(purpose="act", role=people[3], round=3, completion="I would rather not.", error=unusable))
-    calls.append(a_call(purpose="revise", completion=ANSWER))
+    calls.append(a_call(purpose="revise", completion=ANSWER, reasoning="Nobody must be afraid of this advice."))
+    calls.append(a_call(purpose="check", completion='{"again": "no"}', cut=["again"]))
     made = {
         "id": "robbery",
         "question": QUESTION,
@@ -131,6 +141,25 @@ def a_robbery(**fields: Any) -> Trace:
         "events": events,
         "calls": calls,
         "failures": [{"purpose": "act", "role": people[3], "round": 3, "error": unusable}],
+        "reflection": {
+            "people": [
+                {"name": people[0], "effect": "harmed", "how": "is arrested at the counter"},
+                {"name": people[1], "effect": "harmed", "how": "fears for her life"},
+                {"name": people[2], "effect": "none", "how": "does his work"},
+                {"name": people[3], "effect": "left without help", "how": "cannot pay her bill"},
+            ],
+            "lesson": "The draft sends somebody into a robbery, which frightens the teller and gets Sam arrested.",
+            "verdict": "improve",
+        },
+        "check": {
+            "proposed": ANSWER,
+            "harm": True,
+            "stance": None,
+            "repeats_deed": False,
+            "preferred": ["revision", "revision"],
+            "passed": True,
+            "why": "It does what the scene asks for, and the draft is not preferred.",
+        },
         "ended_by": "quiet",
         "settings": {"roles": 3, "steps": 4, "temperature": 0.2, "seed": 2**63, "version": "0.1.0"},
         "usage": {"input_tokens": 4520, "output_tokens": 612},
@@ -158,6 +187,15 @@ def a_what_if() -> Trace:
         events=events,
         answer=DRAFT,
         revised=False,
+        check={
+            "proposed": "Rob the bank by night instead.",
+            "harm": True,
+            "stance": None,
+            "repeats_deed": True,
+            "preferred": ["draft", "revision"],
+            "passed": False,
+            "why": "The revision still helps to do what did harm in the scene.",
+        },
         failures=[],
         calls=[robbery["calls"][0] | {"taken_over": True}, robbery["calls"][1] | {"author": "human"}],
         edits=[{"round": 2, "object": "side door", "before": "locked", "after": "wide open"}],
@@ -175,7 +213,12 @@ def hostile_scenes() -> Iterator[Trace]:
             answer=f"{text}!",
             cast={
                 "ego": f"e{text[:50]}",
-                "roles": [{"name": f"e{text[:50]}", "traits": text, "goal": text}, {"name": f"o{text[:50]}"}],
+                "situation": text,
+                "stance": "declines",
+                "roles": [
+                    {"name": f"e{text[:50]}", "who": text, "traits": text, "goal": text},
+                    {"name": f"o{text[:50]}"},
+                ],
                 "objects": [{"name": f"t{text[:50]}", "state": text}],
                 "plan": [text],
             },
@@ -186,11 +229,28 @@ def hostile_scenes() -> Iterator[Trace]:
                     reason=text,
                     observers=[f"o{text[:50]}"],
                     consequence=text,
+                    seen=f"{text} seen",
+                    hurt=[f"o{text[:50]}"],
                     changes=[{"object": f"t{text[:50]}", "before": text, "after": text}],
                 ),
                 an_event(role=f"o{text[:50]}", action=text, reason=text, plausible=False),
             ],
-            calls=[a_call(messages=[{"role": "user", "content": text}], completion=text, model=text)],
+            calls=[
+                a_call(
+                    messages=[{"role": "user", "content": text}],
+                    completion=text,
+                    model=text,
+                    reasoning=text,
+                    cut=[text],
+                    finish_reason="length",
+                )
+            ],
+            reflection={
+                "people": [{"name": f"o{text[:50]}", "effect": "harmed", "how": text}],
+                "lesson": text,
+                "verdict": "kinder",
+            },
+            check={"proposed": f"{text}?", "harm": True, "stance": "declines", "passed": False, "why": text},
             failures=[{"purpose": "act", "role": text, "round": 2, "error": {"type": text, "message": text}}],
             settings={text: text},
             parent={"id": text, "round": 1, "change": text},

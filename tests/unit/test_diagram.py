@@ -70,12 +70,14 @@ def check(trace: Trace) -> None:
     assert heads[0] == "h1" and set(heads[1:]) == {"h2"}
     assert kinds.count("s_open") == sum(not event.plausible for event in trace.events)
     if trace.cast:
-        tables = [3, 2, 6] if trace.cast.objects else [3, 6]
-        cells = kinds.count("th_open")
-        assert cells == sum(3 if columns == 2 else columns for columns in tables)
+        roles, things = trace.cast.roles, trace.cast.objects
+        outcomes = trace.reflection.people if trace.reflection else []
         purposes = len({call.purpose for call in trace.calls}) + 1
-        rows = [3 * len(trace.cast.roles), 3 * len(trace.cast.objects), 6 * purposes]
-        assert kinds.count("td_open") == sum(rows)
+        # The columns of each table, and its rows.
+        tables = [(4 if any(role.who for role in roles) else 3, len(roles)), (7, purposes)]
+        tables += [(3, len(rows)) for rows in (things, outcomes) if rows]
+        assert kinds.count("th_open") == sum(columns for columns, _ in tables)
+        assert kinds.count("td_open") == sum(columns * rows for columns, rows in tables)
 
 
 def scene() -> Trace:
@@ -146,10 +148,79 @@ def test_page_of_a_scene() -> None:
 
 def test_costs_by_purpose() -> None:
     bad = a_call(purpose="act", role="Teller", round=1, error={"type": "E", "message": "m"})
-    page = to_markdown(a_trace(calls=[a_call(), bad, bad], seconds=1.2))
+    cut = [a_call(cut=["action"]) | {"purpose": "act"}, a_call(finish_reason="length") | {"purpose": "act"}]
+    page = to_markdown(a_trace(calls=[a_call(), bad, bad, *cut], seconds=1.2))
     assert (
-        "| draft | 1 | 0 | 3 | 2 | 0.5 |\n| act | 2 | 2 | 6 | 4 | 1.0 |\n| everything | 3 | 2 | 9 | 6 | 1.2 |" in page
+        "| draft | 1 | 0 | 0 | 3 | 2 | 0.5 |\n| act | 4 | 2 | 2 | 12 | 8 | 2.0 |\n"
+        "| everything | 5 | 2 | 2 | 15 | 10 | 1.2 |" in page
     )
+
+
+def whole_scene(*, passed: bool = True) -> Trace:
+    """A scene with all that version 2 added."""
+    cast = scene().cast
+    assert cast is not None
+    roles = [role.model_copy(update={"who": f"who {role.name} is"}) for role in cast.roles]
+    told = cast.model_copy(update={"roles": roles, "situation": "It is *late* in the bank.", "stance": "declines"})
+    return a_trace(
+        cast=told.model_dump(),
+        events=[
+            an_event(
+                action="walks in", observers=["Teller"], seen="A man walks in; hooded.", hurt=["Teller", "Officer"]
+            ),
+            an_event(action="waits", observers=["Teller"], seen="Robber: waits"),
+            an_event(action="hums", seen="nobody hears it"),
+        ],
+        reflection={
+            "people": [{"name": "Teller", "effect": "harmed", "how": "is *afraid*"}],
+            "lesson": "Go on\n# declining.",
+            "verdict": "kinder",
+        },
+        check={
+            "proposed": "Rob it | kindly.",
+            "harm": True,
+            "stance": "helps",
+            "preferred": ["draft", "revision"],
+            "passed": passed,
+            "why": "The deed did harm in the scene, and the revision helps with it.",
+        },
+        revised=passed,
+        answer="Ask for a loan." if passed else "Rob it.",
+        calls=[a_call(finish_reason="length")],
+    )
+
+
+def test_what_the_scene_means_is_told() -> None:
+    page = to_markdown(whole_scene())
+    check(whole_scene())
+    assert "## Situation\n\nIt is \\*late\\* in the bank.\n\nThe draft declines: the ego does it all the same" in page
+    assert "| Robber (ego) | who Robber is | - | money |" in page
+    assert "    - They see: A man walks in; hooded.\n    - Hurt: Teller, Officer\n" in page
+    assert page.count("They see") - to_mermaid(whole_scene()).count("They see") == 1
+    assert "Verdict: kinder, the draft should decline more kindly.\n" in page
+    assert "| Teller | harmed | is \\*afraid\\* |" in page and "> \\# declining." in page
+    assert "- Passed: The deed did harm" in page and "- The revision helps." in page
+    assert "first and second: draft, revision." in page and "Proposed" not in page and "- Cut:" not in page
+    diagram = to_mermaid(whole_scene())
+    told = [shown(words) for line, words in statements(diagram)]
+    assert "They see: A man walks in; hooded." in told
+    assert "Hurt: Teller, Officer" in told
+
+
+def test_a_refused_revision_and_a_cut_answer_are_told() -> None:
+    page = to_markdown(whole_scene(passed=False))
+    check(whole_scene(passed=False))
+    assert "- **Not passed**: The deed did harm" in page
+    assert "Proposed, and not taken:\n\n> Rob it \\| kindly.\n" in page
+    assert "- Cut: the answer ended at its limit of tokens" in page
+    told = [shown(words) for line, words in statements(to_mermaid(whole_scene(passed=False)))]
+    assert any("The revision did not pass its check." in words for words in told)
+
+
+def test_a_scene_of_version_1_has_none_of_that() -> None:
+    page = to_markdown(a_trace(schema_version=1))
+    assert "## Reflection" not in page and "## Check" not in page and "## Situation" not in page
+    assert "| Role | Traits | Goal |" in page
 
 
 @pytest.mark.parametrize(
@@ -189,7 +260,8 @@ def test_a_draft_is_never_shown_as_the_answer_of_a_failed_scene() -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
 def test_hostile_texts_are_shown_and_are_nothing_but_text(text: str) -> None:
     name = " ".join(text.replace("\ud800", "").split())[:NAME_LENGTH].strip() or "Zoe"
-    cast = {"ego": name, "roles": [{"name": name, "traits": text, "goal": text}, {"name": "Other"}]}
+    cast = {"ego": name, "roles": [{"name": name, "who": text, "traits": text, "goal": text}, {"name": "Other"}]}
+    cast |= {"situation": text, "stance": "helps"}
     cast |= {"objects": [{"name": name, "state": text}], "plan": [text if text.strip() else "go"]}
     trace = a_trace(
         question=text,
@@ -203,12 +275,16 @@ def test_hostile_texts_are_shown_and_are_nothing_but_text(text: str) -> None:
                 observers=["Other"],
                 changes=[{"object": name, "before": text, "after": text}],
                 consequence=text,
+                seen=f"{text}!",
+                hurt=[name],
             ),
             an_event(role=name, action=text, plausible=False, reason=text),
         ],
         failures=[{"purpose": "act", "role": "Other", "round": 2, "error": {"type": "E", "message": text}}],
         error={"type": "E", "message": text},
         calls=[a_call(completion=text)],
+        reflection={"people": [{"name": name, "effect": "harmed", "how": text}], "lesson": text, "verdict": "improve"},
+        check={"proposed": text, "harm": True, "stance": None, "repeats_deed": True, "passed": False, "why": text},
     )
     check(trace)
 

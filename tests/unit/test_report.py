@@ -74,13 +74,19 @@ def test_the_page_holds_each_scene_and_every_word_of_its_calls(tmp_path: Path) -
             messages = [[role, words["texts"][number]] for role, number in exact["messages"]]
             assert messages == [[message.role, message.content] for message in call.messages]
             assert words["texts"][exact["completion"]] == call.completion
+            reasoning = None if exact["reasoning"] is None else words["texts"][exact["reasoning"]]
+            assert (reasoning, kept["cut"]) == (call.reasoning, call.cut)
             assert json.loads(words["texts"][exact["sampling"]]) == call.sampling
 
 
 def test_the_list_counts_what_its_filters_ask_for() -> None:
     row = list_row(a_robbery(), source=0, block=0, place=0)
     assert (row["rounds"], row["people"], row["actions"], row["rejected"], row["failures"]) == (4, 4, 7, 1, 1)
-    assert (row["calls"], row["input"], row["output"], row["parent"]) == (10, 4520, 612, None)
+    assert (row["calls"], row["input"], row["output"], row["parent"]) == (11, 4520, 612, None)
+    assert (row["cut"], row["refused"]) == (False, False)
+    assert list_row(a_what_if(), source=0, block=0, place=0)["refused"]
+    cut = a_robbery(calls=[a_call(purpose="revise", finish_reason="length")])
+    assert list_row(cut, source=0, block=0, place=0)["cut"] and scene_of(cut)["cut"]
     text = searched_text(a_robbery())
     assert all(word in text for word in ("robbery", "rent is due", "Mrs. Okafor", "small loan"))
 

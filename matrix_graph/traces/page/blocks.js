@@ -40,6 +40,7 @@ async function loadWords(row) {
   return words.scenes[row.place].map((call) => ({
     messages: call.messages.map(([role, text]) => ({ role, content: words.texts[text] })),
     completion: words.texts[call.completion],
+    reasoning: call.reasoning === null ? null : words.texts[call.reasoning],
     sampling: words.texts[call.sampling],
   }));
 }

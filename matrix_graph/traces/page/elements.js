@@ -72,6 +72,8 @@ function badges(row) {
   return [
     badge(row.status, STATUS[row.status]),
     row.status === 'failed' ? null : badge(row.revised ? 'revised' : 'plain', row.revised ? 'Revised' : 'Draft kept'),
+    row.refused ? badge('rejected', 'Revision refused') : null,
+    row.cut ? badge('rejected', 'Answer cut') : null,
     row.rejected ? badge('rejected', `${number(row.rejected)} rejected`) : null,
     row.failures ? badge('failed', `${number(row.failures)} failed on the way`) : null,
     row.parent ? badge('plain', 'What-if') : null,

@@ -40,7 +40,17 @@ function eventCard(event) {
   const reason = event.reason.trim() ? make('details', { class: 'why' }, make('summary', {}, 'Why plausible'), said('p', event.reason, {}, ACTION_LENGTH)) : null;
   const consequence = event.consequence === null ? null
     : make('p', { class: 'consequence' }, make('b', {}, 'Consequence: '), said('span', event.consequence, {}, ACTION_LENGTH));
-  return make('div', { class: 'card yes' }, said('p', event.action, { class: 'action' }, ACTION_LENGTH), consequence, reason);
+  return make('div', { class: 'card yes' }, said('p', event.action, { class: 'action' }, ACTION_LENGTH), seenLine(event), consequence, hurtLine(event), reason);
+}
+
+// What observers are told, where it is not the action itself.
+function seenLine(event) {
+  if (!event.observers.length || !event.seen || event.seen === event.action || event.seen === `${event.role}: ${event.action}`) return null;
+  return make('p', { class: 'seen' }, make('b', {}, 'They see: '), said('span', event.seen, {}, ACTION_LENGTH));
+}
+
+function hurtLine(event) {
+  return event.hurt.length ? make('p', { class: 'hurt' }, make('b', {}, 'Hurt: '), ...event.hurt.flatMap((name, i) => [i ? ', ' : '', said('span', name, {}, 80)])) : null;
 }
 
 function failureCard(failure) {
@@ -80,6 +90,7 @@ function lanes(scene, people) {
   const start = make('tr', { class: 'start' }, people.map((name, place) => {
     const role = profile.get(name);
     return hue(make('td', { class: 'lane' }, role ? make('div', { class: 'profile' },
+      role.who ? make('p', {}, make('b', {}, said('span', role.who, {}, 200))) : null,
       role.traits ? said('p', role.traits, {}, 200) : null,
       role.goal ? make('p', {}, make('b', {}, 'Wants: '), said('span', role.goal, {}, 200)) : null) : null), place);
   }), things ? make('td', { class: 'things' }, scene.cast && scene.cast.objects.map((thing) =>

@@ -39,12 +39,14 @@ function scenePage(row, scene) {
   const step = (target, text, key) => target ? make('a', { class: 'button', href: sceneLink(target.key), 'data-step': key }, text) : make('span', { class: 'button off', 'aria-hidden': 'true' }, text);
   const parts = [
     ['scene', 'What happened'], ['answers', 'Draft and answer'], ['consequences', 'Consequences'],
+    scene.reflection ? ['reflection', 'Reflection'] : null, scene.check ? ['check', 'Check of the revision'] : null,
     statesOf(scene).size ? ['objects', 'Objects'] : null, ['cast', 'Cast and plan'],
     scene.failures.length ? ['failures', 'What failed on the way'] : null, ['costs', 'What it took'], ['calls', 'Calls'], ['settings', 'Settings'],
   ].filter(Boolean);
   const title = Object.fromEntries(parts);
   const body = {
-    scene: () => [fittingPicture(scene), make('p', { class: 'ending' }, ending(scene))],
+    reflection: () => reflection(scene), check: () => check(scene),
+    scene: () => [situation(scene), fittingPicture(scene), make('p', { class: 'ending' }, ending(scene))],
     answers: () => answers(scene), consequences: () => consequences(scene, row), objects: () => objects(scene), cast: () => castPart(scene),
     failures: () => [make('ul', {}, scene.failures.map((failure) => make('li', {}, said('b', failure.role || 'The scene', {}, 80),
       failure.round === null ? '' : `, round ${failure.round}`, `: ${trouble(failure)}. `, said('span', `${failure.error.type}: ${failure.error.message}`, {}, 1000))))],
@@ -58,6 +60,7 @@ function scenePage(row, scene) {
     make('p', { class: 'badges' }, badges(row)),
     scene.status === 'failed' ? make('div', { class: 'notice bad' }, make('b', {}, 'The scene failed. '),
       scene.error ? said('span', `${scene.error.type}: ${scene.error.message}`) : 'It does not say why.') : null,
+    scene.cut ? make('div', { class: 'notice branch' }, make('b', {}, 'The answer was cut. '), 'It ended at its limit of tokens, so that its end is missing.') : null,
     branchNotice(row, scene, children),
     factList([
       ['Played', moment(scene.created_at)], ['Took', seconds(scene.seconds)], ['Rounds', number(roundsOf(scene).length)],
@@ -104,7 +107,8 @@ function branchNotice(row, scene, children) {
 
 function ending(scene) {
   if (scene.status === 'failed') return 'The scene could not go on.';
-  return `${scene.status === 'blocked' ? 'The plan was blocked.' : 'The scene came to its end.'} The answer is ${scene.revised ? 'revised' : 'the draft, unchanged'}.`;
+  const refused = scene.check && !scene.check.passed ? ' The revision did not pass its check.' : '';
+  return `${scene.status === 'blocked' ? 'The plan was blocked.' : 'The scene came to its end.'}${refused} The answer is ${scene.revised ? 'revised' : 'the draft, unchanged'}.`;
 }
 
 function answers(scene) {
@@ -127,6 +131,39 @@ function comparedTexts(first, second, names) {
   return [make('div', { class: 'choice', role: 'group', 'aria-label': 'Show' }, buttons), shown];
 }
 
+const STANCE = { helps: 'The draft helps. In the scene the asker does what it says.',
+  declines: 'The draft declines. In the scene the asker does it all the same, as a what-if.' };
+const VERDICT = { keep: 'Nothing speaks against the draft.', improve: 'The draft should help in a better way.',
+  kinder: 'The draft should decline more kindly.', help: 'The draft should help.' };
+const EFFECT = { helped: 'finished', harmed: 'failed', 'left without help': 'blocked', none: 'plain' };
+
+function situation(scene) {
+  const cast = scene.cast;
+  if (!cast || !(cast.situation || cast.stance)) return null;
+  return make('div', { class: 'situation' }, cast.situation ? said('p', cast.situation, {}, 1000) : null,
+    cast.stance ? make('p', { class: 'quiet' }, STANCE[cast.stance] || cast.stance) : null);
+}
+
+function reflection(scene) {
+  const { people, lesson, verdict } = scene.reflection;
+  const table = people.length ? scrolling('What became of the people', make('table', { class: 'grid' }, make('thead', {}, make('tr', {}, ['Person', 'Effect', 'How'].map((name) => make('th', { scope: 'col' }, name)))),
+    make('tbody', {}, people.map((person) => make('tr', {}, said('th', person.name, { scope: 'row' }, 200), make('td', {}, badge(EFFECT[person.effect] || 'plain', person.effect)), said('td', person.how, {}, 600)))))) : null;
+  return [table, lesson ? said('p', lesson, { class: 'lesson' }, 2000) : null, make('p', {}, make('b', {}, VERDICT[verdict] || verdict))].filter(Boolean);
+}
+
+function check(scene) {
+  const { passed, why, harm, stance, repeats_deed: repeats, preferred, proposed } = scene.check;
+  const facts = factList([
+    ['In the scene the deed did', harm ? 'harm' : 'no harm'],
+    stance === null ? null : ['The revision', stance],
+    repeats === null ? null : ['Still helps to do what did harm', repeats ? 'yes' : 'no'],
+    preferred.length ? ['Preferred, draft shown first and second', preferred.join(', ')] : null,
+  ]);
+  const refused = passed ? [] : [make('h3', {}, 'Proposed, and not taken'), ...(scene.draft === null ? [said('div', proposed, { class: 'prose' })]
+    : comparedTexts(scene.draft, proposed, ['Changes', 'Draft', 'Proposed']))];
+  return [make('p', {}, badge(passed ? 'finished' : 'failed', passed ? 'Passed' : 'Not passed'), ' ', said('span', why, {}, 1000)), facts, ...refused];
+}
+
 function consequences(scene, row) {
   const items = scene.events.map((event, place) => [event, place]).filter(([event]) => event.consequence !== null);
   if (!items.length) return [make('p', { class: 'quiet' }, 'None.')];
@@ -141,9 +178,10 @@ function objects(scene) {
 
 function castPart(scene) {
   if (!scene.cast) return [make('p', { class: 'quiet' }, 'The scene was not cast.')];
-  const table = scrolling('Cast', make('table', { class: 'grid' }, make('thead', {}, make('tr', {}, ['Role', 'Traits', 'Goal'].map((name) => make('th', { scope: 'col' }, name)))),
+  const known = scene.cast.roles.some((role) => role.who);
+  const table = scrolling('Cast', make('table', { class: 'grid' }, make('thead', {}, make('tr', {}, ['Role', known ? 'Who' : null, 'Traits', 'Goal'].filter(Boolean).map((name) => make('th', { scope: 'col' }, name)))),
     make('tbody', {}, scene.cast.roles.map((role) => make('tr', {}, make('th', { scope: 'row' }, said('span', role.name), role.name === scene.cast.ego ? [' ', badge('plain', 'asks')] : null),
-      said('td', role.traits, {}, 600), said('td', role.goal, {}, 600))))));
+      known ? said('td', role.who, {}, 600) : null, said('td', role.traits, {}, 600), said('td', role.goal, {}, 600))))));
   const plan = scene.cast.plan.length ? [make('h3', {}, 'Plan'), make('ol', { class: 'plan' }, scene.cast.plan.map((step) => said('li', step, {}, 1000)))] : [];
   return [table, ...plan];
 }
