@@ -20,7 +20,7 @@ from matrix_graph.train.recipe import Recipe, load_recipe
 
 LEAST_HELD = 2
 """Questions that the comparison has at least."""
-_BUNDLED_SCENE: dict[str, Any] = {"roles": 2, "steps": 2, "max_answer_tokens": 96}
+_BUNDLED_SCENE: dict[str, Any] = {"roles": 2, "steps": 2, "max_answer_tokens": 384}
 """What fits a model of 135M weights on two cores: small scenes, and answers that the smoke recipe's rows have room
 for."""
 _MOST_COMPARED, _MOST_COMPARED_BUNDLED = 100, 8
@@ -140,6 +140,8 @@ def stage_settings(
     Raises:
         ConfigError: a file of questions cannot be read.
     """
+    from matrix_graph.evaluate.candidates.roster import longest_of
+
     held_out = options.held_out
     return {
         "run": {
@@ -160,7 +162,7 @@ def stage_settings(
             "most questions": compared,
             "name": name,
             "temperature": scene.temperature,
-            "max_answer_tokens": scene.max_answer_tokens,
+            "max_answer_tokens": longest_of(scene, model),
         },
     }
 

@@ -119,9 +119,10 @@ async def compare(job: Job, model: ChatVLLM) -> dict[str, Any]:
     from matrix_graph.evaluate.progress import ProgressView
     from matrix_graph.evaluate.results import write_results
     from matrix_graph.evaluate.runner import Evaluation
+    from matrix_graph.models.complete import name_of
 
     questions = questions_to_compare(job)
-    roster = roster_from(f"{BASE},{job.name}={job.adapter}", job.settings.scene)
+    roster = roster_from(f"{BASE},{job.name}={job.adapter}", job.settings.scene, model=name_of(model))
     open_many_files()
     collect_garbage_rarely()
     with ProgressView(job.voice.console) as view:

@@ -52,13 +52,13 @@ def contrast(
     import json
 
     from matrix_graph.evaluate.candidates.roster import TRAINING_METHODS, roster_from
-    from matrix_graph.evaluate.carry_out import carry_out, settings_of
+    from matrix_graph.evaluate.carry_out import answering, carry_out, settings_of
     from matrix_graph.evaluate.folder import read_answers, read_questions
     from matrix_graph.evaluate.loaders import load_questions
     from matrix_graph.evaluate.training import training_rows, write_rows
 
     settings = settings_of(config, model, base_url, None, None, temperature)
-    roster = roster_from(method.value, settings.scene, TRAINING_METHODS)
+    roster = roster_from(method.value, settings.scene, TRAINING_METHODS, model=answering(settings))
     asked = [
         question.model_copy(update={"chosen": None, "rejected": None, "reference": None})
         for question in load_questions(questions, limit=limit)

@@ -109,7 +109,7 @@ def evaluate(
     """
     from matrix_graph.errors import ConfigError
     from matrix_graph.evaluate.candidates.roster import roster_from
-    from matrix_graph.evaluate.carry_out import carry_out, settings_of
+    from matrix_graph.evaluate.carry_out import answering, carry_out, settings_of
     from matrix_graph.evaluate.loaders import load_questions, merged
     from matrix_graph.evaluate.results import write_results
 
@@ -117,7 +117,7 @@ def evaluate(
     if not (questions or harmful or harmless or pairs):
         raise ConfigError("There is no question. Give a file with --questions, --harmful, --harmless or --pairs.")
     settings = settings_of(config, model, base_url, roles, steps, temperature)
-    roster = roster_from(candidates, settings.scene)
+    roster = roster_from(candidates, settings.scene, model=answering(settings))
     if baseline is not None and baseline not in roster.candidates:
         raise ConfigError(f"The baseline {baseline!r} is no candidate; there are {', '.join(roster.candidates)}.")
     asked = merged(

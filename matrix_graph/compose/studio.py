@@ -32,6 +32,7 @@ from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.server import VLLMServer
 from matrix_graph.records import Cast, Role, SocialObject
 from matrix_graph.scene.graph import Scene, create_scene
+from matrix_graph.scene.stage import answer_limit
 
 try:
     from langchain.agents import create_agent
@@ -253,7 +254,9 @@ class PerRunRehearsal(AgentMiddleware[RehearsalState[Any], ChatSettings, Any]):
 
     def _limited(self, request: ModelRequest[ChatSettings]) -> ModelRequest[ChatSettings]:
         chosen = self._settings(request.runtime)
-        limits = {"temperature": chosen.temperature, "max_tokens": chosen.max_answer_tokens}
+        limits: dict[str, Any] = {"max_tokens": answer_limit(self._model, chosen)}
+        if chosen.temperature is not None:
+            limits["temperature"] = chosen.temperature
         return request.override(model_settings={**request.model_settings, **limits})
 
     def _chosen(self, runtime: Runtime[ChatSettings]) -> RehearsalMiddleware[Any, Any] | None:

@@ -67,6 +67,8 @@ class NewVerdict:
         observers: who sees it; None: as it was, or everybody else if the action was rejected before.
         changes: object -> its state after it; None: as it was.
         consequence: its effect on people; None: as it was.
+        seen: what those who see it are told; None: as it was, and where nobody saw it, the action itself.
+        hurt: whom it harms; None: as it was.
     """
 
     role: str
@@ -75,6 +77,8 @@ class NewVerdict:
     observers: tuple[str, ...] | None = None
     changes: Mapping[str, str] | None = None
     consequence: str | None = None
+    seen: str | None = None
+    hurt: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         """As `parse_change` reads it, without the round."""
@@ -273,6 +277,8 @@ def _judgement(scene: Trace, number: int, verdict: NewVerdict) -> str:
     _one_of(verdict.role, names, "role")
     for name in verdict.observers or ():
         _one_of(name, [other for other in names if other != verdict.role], "observer")
+    for name in verdict.hurt or ():
+        _one_of(name, names, "role")
     for name in verdict.changes or {}:
         _one_of(name, [thing.name for thing in scene.cast.objects], "object")
     events = [event for event in scene.events if (event.round, event.role) == (number, verdict.role)]
@@ -282,16 +288,21 @@ def _judgement(scene: Trace, number: int, verdict: NewVerdict) -> str:
     event = events[0]
     others = [name for name in names if name != verdict.role]
     was = event.observers if event.plausible else others
+    observers = list(was if verdict.observers is None else verdict.observers)
+    # Without a line to tell them, observers would be taken for nobody.
+    seen = (verdict.seen or event.told) if observers else None
     changes = {change.object: change.after for change in event.changes} if verdict.changes is None else verdict.changes
     judgement = {
         "reason": verdict.reason or event.reason or "-",
         "plausible": verdict.plausible,
-        "observers": list(was if verdict.observers is None else verdict.observers),
+        "observers": observers,
+        "seen": seen,
         "changes": [{"object": name, "after": state} for name, state in changes.items()],
         "consequence": event.consequence if verdict.consequence is None else verdict.consequence,
+        "hurt": list(event.hurt if verdict.hurt is None else verdict.hurt),
     }
     if not verdict.plausible:
-        judgement |= {"observers": [], "changes": [], "consequence": None}
+        judgement |= {"observers": [], "seen": None, "changes": [], "consequence": None, "hurt": []}
     return json.dumps(judgement, ensure_ascii=False)
 
 

@@ -29,7 +29,8 @@ class Asker:
 
     Args:
         model: any LangChain chat model; a `ChatVLLM` that names an adapter asks the adapter.
-        temperature: sampling temperature, unless a call has its own (`ChatVLLM`; others keep theirs).
+        temperature: sampling temperature, unless a call has its own (`ChatVLLM`; others keep theirs); None sends none,
+            so that the server's default holds.
         max_tokens: the longest reply, in tokens, unless a call has its own.
 
     Attributes:
@@ -38,7 +39,7 @@ class Asker:
         scene: the trace of a rehearsal, which holds the calls itself; None without one.
     """
 
-    def __init__(self, model: BaseChatModel, *, temperature: float, max_tokens: int) -> None:
+    def __init__(self, model: BaseChatModel, *, temperature: float | None, max_tokens: int) -> None:
         self.model = model
         self.scene: Trace | None = None
         self._temperature, self._max_tokens = temperature, max_tokens

@@ -16,6 +16,7 @@ import typer
 
 from matrix_graph.evaluate.options import JUDGE_KEY_VARIABLE
 from matrix_graph.interrupts import interrupts
+from matrix_graph.models.bundled import bundled_model
 from matrix_graph.options import settings_from
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ def settings_of(
     """The settings of a command; what is None was not given. Raises ConfigError as `load_settings`."""
     given = {"roles": roles, "steps": steps, "temperature": temperature}
     return settings_from(config, model, base_url, {key: value for key, value in given.items() if value is not None})
+
+
+def answering(settings: Settings) -> str | None:
+    """The model that answers, as it was asked for; None: a server that runs already decides."""
+    return settings.model or (None if settings.base_url else bundled_model(None).source)
 
 
 def carry_out(

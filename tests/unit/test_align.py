@@ -115,7 +115,7 @@ def test_two_questions_are_kept_apart_and_one_is_learnt_from(questions: list[str
 def test_the_bundled_model_gets_small_scenes_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MATRIX_GRAPH_SCENE__ROLES", raising=False)
     scene = scene_for(load_settings(None, scene={"steps": 5}), bundled=True)
-    assert (scene.roles, scene.steps, scene.max_answer_tokens) == (2, 5, 96)
+    assert (scene.roles, scene.steps, scene.max_answer_tokens) == (2, 5, 384)
     assert scene_for(load_settings(None), bundled=False) == load_settings(None).scene
     monkeypatch.setenv("MATRIX_GRAPH_SCENE__ROLES", "3")
     assert scene_for(load_settings(None), bundled=True).roles == 3

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from matrix_graph.config import LONGEST_ANSWER
 from matrix_graph.evaluate.asking import Asker
 from matrix_graph.evaluate.prompts import digest
 from matrix_graph.evaluate.records import Question
@@ -30,8 +31,10 @@ class Candidate(BaseModel, ABC):
     """Whether its answers must differ from each other, so that the common temperature is not for it."""
 
     model: str | None = Field(default=None, description="A served adapter that answers; null: the base model.")
-    temperature: float = Field(default=0.2, ge=0, le=2, description="Sampling temperature of every call.")
-    max_answer_tokens: int = Field(default=512, ge=1, description="The longest answer, in tokens.")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="Sampling temperature of every call; null: the server's default."
+    )
+    max_answer_tokens: int = Field(default=LONGEST_ANSWER, ge=1, description="The longest answer, in tokens.")
 
     @property
     def depth(self) -> int:

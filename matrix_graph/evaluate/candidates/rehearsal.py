@@ -32,7 +32,10 @@ class RehearsalCandidate(Candidate):
 
     @property
     def depth(self) -> int:
-        """A draft, a cast, two calls a round, reflection and revision."""
+        """A draft, a cast beside its stance, two calls a round less one, reflection, revision and its check.
+
+        The ego's first step needs no call of its own. With P steps and two rounds more that is 2P + 8.
+        """
         return 2 * self.scene.rounds + 4
 
     @property

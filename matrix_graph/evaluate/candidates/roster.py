@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from matrix_graph.config import SceneConfig, explain
+from matrix_graph.config import LONGEST_ANSWER, SceneConfig, explain
 from matrix_graph.errors import ConfigError
 from matrix_graph.evaluate.candidates.best_of_n import BestOfN
 from matrix_graph.evaluate.candidates.budget import matched_to
@@ -27,6 +27,7 @@ from matrix_graph.evaluate.candidates.plain import Plain, SafePrompt
 from matrix_graph.evaluate.candidates.rehearsal import RehearsalCandidate
 from matrix_graph.evaluate.candidates.rlcd import ContrastPair
 from matrix_graph.evaluate.candidates.self_align import SelfAlign
+from matrix_graph.models.bundled import longest_answer, name_on_server
 
 METHODS: dict[str, type[Candidate]] = {
     kind.method: kind
@@ -61,7 +62,11 @@ class Roster(NamedTuple):
 
 
 def roster_from(
-    text: str, scene: SceneConfig | None = None, methods: Mapping[str, type[Candidate]] = METHODS
+    text: str,
+    scene: SceneConfig | None = None,
+    methods: Mapping[str, type[Candidate]] = METHODS,
+    *,
+    model: str | None = None,
 ) -> Roster:
     """The candidates that a text names, separated by commas.
 
@@ -72,12 +77,15 @@ def roster_from(
         text: such as `base,rehearsal,kind=adapters/kind`.
         scene: settings of `rehearsal`; `temperature` and `max_answer_tokens` hold for all methods without their own.
         methods: by name.
+        model: that answers, as it was asked for or as its server names it; all candidates share its longest answer
+            where `scene` names none. None: not known.
 
     Raises:
         ConfigError: an item names nothing, twice the same, or a setting that there is not, or is to match a rehearsal
             where there is none; tells what is allowed.
     """
     scene = scene or SceneConfig()
+    scene = scene.model_copy(update={"max_answer_tokens": longest_of(scene, model)})
     candidates: dict[str, Candidate] = {}
     adapters: dict[str, Path] = {}
     served: list[str] = []
@@ -105,6 +113,17 @@ def roster_from(
     named = {candidate.model for candidate in candidates.values()} - {None}
     served += sorted(str(name) for name in named if name not in adapters and name not in served)
     return Roster(candidates, adapters, served)
+
+
+def longest_of(scene: SceneConfig, model: str | None) -> int:
+    """The longest answer of a model by its name, in tokens; see `scene.stage.answer_limit`.
+
+    Args:
+        scene: whose `max_answer_tokens` wins.
+        model: as it was asked for or as its server names it; None: not known.
+    """
+    name = name_on_server(model)
+    return scene.max_answer_tokens or (longest_answer(name) if name else None) or LONGEST_ANSWER
 
 
 def _parts(item: str) -> tuple[str, dict[str, str], str | None]:
