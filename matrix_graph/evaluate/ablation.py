@@ -118,7 +118,7 @@ def variants(
     for field, name, value in changes:
         if field == "modulator" and value not in WITHOUT:
             raise ConfigError(f"The scene cannot be played without {value!r}; there are {', '.join(WITHOUT)}.")
-        if getattr(config, field, None) == value:
+        if (config.rounds if field == "max_rounds" else getattr(config, field, None)) == value:
             continue
         try:
             scene = SceneConfig.model_validate({**config.model_dump(), field: value})

@@ -16,7 +16,7 @@ import typer
 
 from matrix_graph.evaluate.options import JUDGE_KEY_VARIABLE
 from matrix_graph.interrupts import interrupts
-from matrix_graph.models.bundled import bundled_model
+from matrix_graph.models.bundled.catalog import SMALL
 from matrix_graph.options import settings_from
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def settings_of(
 
 def answering(settings: Settings) -> str | None:
     """The model that answers, as it was asked for; None: a server that runs already decides."""
-    return settings.model or (None if settings.base_url else bundled_model(None).source)
+    return settings.model or (None if settings.base_url else SMALL.source)
 
 
 def carry_out(

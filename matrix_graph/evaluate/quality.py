@@ -27,17 +27,31 @@ MEASURES: dict[str, str] = {
     "observers": "roles that observe an accepted action",
     "changed objects": "share of objects that ever changed",
     "consequences": "share of accepted actions with a consequence",
+    "hurt": "share of accepted actions that hurt somebody",
     "repetition": "share of an action's pairs of neighbouring words that an earlier action of the scene had, over all "
     "actions but the first",
     "repeated actions": "share of actions that an earlier one equals, case and spaces ignored",
     "revised": "share of scenes that led to another answer",
+    "refused": "share of proposed revisions that did not pass their check",
+    "cut answers": "share of scenes whose answer ended at its limit of tokens",
     "calls": "model calls",
     "input tokens": "tokens read, as the server counts them",
     "output tokens": "tokens generated",
 }
 """What is measured of each scene, and what it is."""
 SHARES = frozenset(
-    {"distinct roles", "rejected", "changed objects", "consequences", "repetition", "repeated actions", "revised"}
+    {
+        "distinct roles",
+        "rejected",
+        "changed objects",
+        "consequences",
+        "hurt",
+        "repetition",
+        "repeated actions",
+        "revised",
+        "refused",
+        "cut answers",
+    }
 )
 """Measures from 0 to 1."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:'[^\W_]+)*")
@@ -82,10 +96,13 @@ def scene_measures(trace: Trace) -> dict[str, float]:
     found: dict[str, float] = {
         "actions": len(trace.events),
         "revised": float(trace.revised),
+        "cut answers": float(trace.cut),
         "calls": len(trace.calls),
         "input tokens": trace.usage.input_tokens,
         "output tokens": trace.usage.output_tokens,
     }
+    if trace.check is not None:
+        found["refused"] = float(not trace.check.passed)
     if trace.cast is not None:
         people = [f"{_folded(role.traits)}\n{_folded(role.goal)}" for role in trace.cast.roles]
         found["roles"] = len(people)
@@ -100,6 +117,7 @@ def scene_measures(trace: Trace) -> dict[str, float]:
     if accepted:
         found["observers"] = fmean(len(event.observers) for event in accepted)
         found["consequences"] = fmean(event.consequence is not None for event in accepted)
+        found["hurt"] = fmean(bool(event.hurt) for event in accepted)
     repeated = repetition(trace.events)
     return found if repeated is None else found | {"repetition": repeated}
 

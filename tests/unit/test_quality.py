@@ -14,6 +14,7 @@ from matrix_graph.evaluate.leaks import leaks
 from matrix_graph.evaluate.quality import MEASURES, repetition, scene_measures, scene_quality
 from matrix_graph.records import Call, Cast, Change, Event, Message, Role, SocialObject, Usage
 from tests.unit.scripted import ScriptedModel
+from tests.unit.test_records import a_call
 
 
 def event(round: int, role: str, action: str, *, observers: tuple[str, ...] = (), **more: Any) -> Event:
@@ -54,7 +55,7 @@ def scene(*events: Event, **more: Any) -> Trace:
 def test_the_measures_of_a_scene_by_hand() -> None:
     opened = Change(object="door", before="shut", after="open")
     trace = scene(
-        event(1, "Ann", "knocks at the door", observers=("Bob", "Cem"), consequence="Bob is startled."),
+        event(1, "Ann", "knocks at the door", observers=("Bob", "Cem"), consequence="Bob is startled.", hurt=["Bob"]),
         event(2, "Bob", "opens the door wide", observers=("Ann",), changes=[opened]),
         event(2, "Cem", "flies away", plausible=False),
         event(3, "Ann", "Knocks at  the door"),
@@ -65,6 +66,7 @@ def test_the_measures_of_a_scene_by_hand() -> None:
     assert found["observers"] == pytest.approx((2 + 1 + 0) / 3)
     assert found["changed objects"] == 1 / 2
     assert found["consequences"] == pytest.approx(1 / 3)
+    assert found["hurt"] == pytest.approx(1 / 3) and found["cut answers"] == 0 and "refused" not in found
     assert found["repeated actions"] == 1 / 4
     # Pairs after the first action: opens-the, the-door (again), door-wide, flies-away, and three that came all before.
     assert found["repetition"] == pytest.approx(4 / 7)
@@ -163,8 +165,34 @@ async def test_an_observation_told_twice_is_a_leak() -> None:
         for past in trace.events
         if call.role in past.observers and past.round < (call.round or 0)
     )
-    found = leaks(tell(trace, number, f"- {told.role}: {told.action}"))
+    found = leaks(tell(trace, number, f"- {told.told}"))
     assert {leak.kind for leak in found} == {"observation"}
+
+
+def test_what_is_seen_may_be_told_and_what_is_done_may_not() -> None:
+    people = [
+        Role(name="Ann", who="the asker, a quiet neighbour", traits="quiet as a mouse"),
+        Role(name="Bob", who="the neighbour upstairs", traits="loud"),
+        Role(name="Cy", who="the landlord"),
+    ]
+    cast = Cast(ego="Ann", roles=people, situation="Ann is kept awake by Bob every night.")
+    lie = event(
+        1, "Ann", "lies that she called the police", observers=("Bob",), seen="Ann says: the police are coming."
+    )
+
+    def told(*lines: str, role: str = "Bob") -> set[str]:
+        messages = [Message(role="system", content="- Ann: the asker, a quiet neighbour\n- Cy: the landlord")]
+        messages += [Message(role="user", content="\n".join(["You see and hear:", *lines, "What do you do?"]))]
+        call = Call.model_validate({**a_call(purpose="act", role=role, round=2), "messages": messages})
+        return {leak.kind for leak in leaks(scene(lie, cast=cast).model_copy(update={"calls": [call]}))}
+
+    assert told("- Ann says: the police are coming.") == set()
+    assert told("- Ann: lies that she called the police") == {"observation", "action"}
+    assert told("You know that she lies that she called the police") == {"action"}
+    assert told("You know: Ann says: the police are coming.", role="Cy") == {"action"}
+    assert told("- Ann says: the police are coming.", role="Cy") == {"observation", "action"}
+    assert told("Ann is kept awake by Bob every night.", role="Ann") == {"plan"}
+    assert told("She is quiet as a mouse.") == {"profile"}
 
 
 def test_individuation_by_hand() -> None:
