@@ -207,7 +207,8 @@ class Worker(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - the run decides what comes of it
             self._outbox.send(["broke", visitor.rank, *describe(error).values()])
         else:
-            self._outbox.send(["played", visitor.rank, played.status, played.seconds, played.calls], played.line)
+            told = [played.status, played.seconds, played.calls, played.cut]
+            self._outbox.send(["played", visitor.rank, *told], played.line)
 
     async def _until_gone(self, run: int) -> None:
         while os.getppid() == run:  # noqa: ASYNC110 - nobody tells

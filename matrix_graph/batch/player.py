@@ -41,6 +41,7 @@ class Played:
         seconds: how long it took.
         calls: its model calls.
         line: its trace, as `traces.jsonl` holds it, without newline.
+        cut: whether its answer ended at its limit of tokens.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Played:
     seconds: float
     calls: int
     line: bytes
+    cut: bool = False
 
     @property
     def trace(self) -> Trace:
@@ -115,7 +117,9 @@ def _played(row: Row, key: str, trace: Trace, condemned: Exception | None = None
         own |= {"status": "failed", "revised": False, "answer": trace.draft}
         own["error"] = Problem(**describe(condemned))
     trace = trace.model_copy(update=own)
-    return Played(key, trace.status, trace.seconds, len(trace.calls), trace_line(trace))
+    return Played(
+        key, trace.status, trace.seconds, len(trace.calls), trace_line(trace), trace.status != "failed" and trace.cut
+    )
 
 
 def _broken(row: Row, config: SceneConfig, error: Exception) -> Trace:

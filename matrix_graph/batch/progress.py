@@ -74,7 +74,7 @@ class Progress:
         self._rows: int | None = None
         self._rejected = self._duplicates = self._set_aside = self._in_flight = 0
         self._done: Counter[Status] = Counter()
-        self._scenes = self._scene_calls = 0
+        self._scenes = self._scene_calls = self._cut = 0
         self._scene_seconds = 0.0
         self._calls = self._input_tokens = self._output_tokens = 0
         self._cache_read: tuple[float, float] | None = None
@@ -177,15 +177,17 @@ class Progress:
         self._mark()
         self._in_flight = max(self._in_flight - 1, 0)
 
-    def scene_ended(self, status: Status, *, seconds: float = 0.0, calls: int = 0) -> None:
+    def scene_ended(self, status: Status, *, seconds: float = 0.0, calls: int = 0, cut: bool = False) -> None:
         """A scene is no longer in flight, and its question is done.
 
         Args:
             status: how it ended.
             seconds: how long it took.
             calls: its model calls.
+            cut: whether its answer ended at its limit of tokens.
         """
         self.put_back()
+        self._cut += cut
         self._done[status] += 1
         self._scenes += 1
         self._scene_seconds += seconds
@@ -230,6 +232,7 @@ class Progress:
                 seconds=round(now - self._started, 3),
                 seconds_away=round(self._seconds_away + away, 3),
                 scenes=self._scenes,
+                cut=self._cut,
                 calls=self._calls,
                 input_tokens=self._input_tokens,
                 output_tokens=self._output_tokens,

@@ -255,7 +255,7 @@ class Batch:
         except BaseException:
             self.progress.put_back()
             raise
-        self.progress.scene_ended(played.status, seconds=played.seconds, calls=played.calls)
+        self.progress.scene_ended(played.status, seconds=played.seconds, calls=played.calls, cut=played.cut)
         await self._finished.put(played)
 
     async def _reject(self, row: Rejected) -> None:

@@ -51,6 +51,7 @@ class ThisStart(_Part):
     seconds: float = Field(default=0.0, description="Seconds since it was started, until it ended.")
     seconds_away: float = Field(default=0.0, description="Seconds of these in which the model server was away.")
     scenes: int = Field(default=0, description="Scenes that ended, whatever their status.")
+    cut: int = Field(default=0, description="Scenes of these whose answer ended at its limit of tokens.")
     calls: int = Field(default=0, description="Model calls that ended, those of scenes in flight included.")
     input_tokens: int = Field(default=0, description="Tokens of their prompts.")
     output_tokens: int = Field(default=0, description="Tokens that were generated.")

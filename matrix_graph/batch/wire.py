@@ -12,7 +12,7 @@ A message is a JSON array that begins with its kind, and may carry bytes: a trac
                     enter scene call                wants a turn
                     leave call [input output]       is over; with its tokens if it was answered
                     lost call reached               has lost the server
-                    played scene status seconds calls    the bytes are its trace
+                    played scene status seconds calls cut    the bytes are its trace
                     broke scene type message        its trace cannot even be written
 
 What always holds: messages arrive whole and in order; whatever was said within one round of an event loop goes out in

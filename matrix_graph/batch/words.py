@@ -19,6 +19,9 @@ from matrix_graph.live import safe
 from matrix_graph.records import Status
 from matrix_graph.traces.store import FILE_NAME
 
+MOST_CUT = 0.05
+"""The share of answers that may be cut without a warning."""
+
 
 def plain_line(summary: Summary) -> str:
     """How far a run has come, in one line that is whole in itself."""
@@ -30,6 +33,7 @@ def plain_line(summary: Summary) -> str:
             (q.failed, "failed"),
             (q.set_aside, "set aside"),
             (q.rejected, "rejected"),
+            (summary.this_start.cut, "cut"),
         )
         if number
     ]
@@ -62,6 +66,7 @@ def final(summary: Summary, folder: str | Path | None = None) -> list[str]:
         lines.append(f"why: {summary.message}")
     if start.scenes:
         lines.append(f"this start: {', '.join([_count(start.scenes, 'scene'), *rate_parts(summary)])}")
+    lines += cut_lines(summary)
     if start.restarts or start.seconds_away >= 1:
         restarts = f", {_count(start.restarts, 'restart')}" if start.restarts else ""
         lines.append(f"model server: away for {duration(start.seconds_away)}{restarts}")
@@ -105,7 +110,7 @@ def status_lines(
         since = f"{_date_time(summary.started_at)}, process {summary.pid} on {summary.host}"
         model = f"model: {summary.model} at {summary.base_url}" if summary.base_url else f"model: {summary.model}"
         lines = [plain_line(summary), f"since {since}", f"questions: {summary.source}", model]
-        return [single_line(line) for line in lines]
+        return [single_line(line) for line in [*lines, *cut_lines(summary)]]
     if counts is not None:
         summary = _corrected(summary, counts)
     if summary.state in ENDED:
@@ -116,6 +121,18 @@ def status_lines(
         f"{_count(summary.questions.done, 'question')} done: {_statuses(summary.questions)}{left}",
         "next: start the same command again; it goes on where it stopped",
     ]
+
+
+def cut_lines(summary: Summary) -> list[str]:
+    """How many answers of this start ended at their limit of tokens; of many of them, a warning."""
+    start = summary.this_start
+    if not start.cut:
+        return []
+    told = f"{_count(start.cut, 'answer')} of {_count(start.scenes, 'scene')} ended at the limit of tokens"
+    if start.cut <= MOST_CUT * start.scenes:
+        return [f"cut: {told}"]
+    share = f"{start.cut / start.scenes:.0%}"
+    return [f"warning: {told} ({share}); raise max_answer_tokens"]
 
 
 def duration(seconds: float) -> str:
@@ -163,6 +180,7 @@ def counted_parts(summary: Summary) -> list[str]:
         (q.blocked, "blocked"),
         (q.set_aside, "set aside"),
         (q.rejected, "rejected"),
+        (summary.this_start.cut, "cut"),
         (summary.this_start.restarts, "restart" if summary.this_start.restarts == 1 else "restarts"),
     )
     return [f"{amount(number)} {what}" for number, what in (*always, *((n, what) for n, what in sometimes if n))]

@@ -189,9 +189,9 @@ class WorkerHandle(asyncio.SubprocessProtocol):
             case ["lost", number, reached]:
                 if number in self._calls:
                     self._wait_for(number, partial(self._lost, self._calls[number], reached=reached))
-            case ["played", number, status, seconds, calls]:
+            case ["played", number, status, seconds, calls, cut]:
                 if number in self.scenes and not (scene := self.scenes[number]).played.done():
-                    scene.played.set_result(Played(scene.key, status, seconds, calls, body))
+                    scene.played.set_result(Played(scene.key, status, seconds, calls, body, cut))
             case ["broke", number, kind, why]:
                 if number in self.scenes and not (scene := self.scenes[number]).played.done():
                     scene.played.set_exception(WorkerError(f"A scene broke off in a worker process: {kind}: {why}"))

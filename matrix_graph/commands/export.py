@@ -106,8 +106,12 @@ def export(
         ),
     ] = None,
     cut_off: Annotated[
-        bool, typer.Option("--cut-off/--no-cut-off", help="Whether to export replies cut off at a token limit.")
-    ] = True,
+        bool,
+        typer.Option(
+            "--cut-off/--no-cut-off",
+            help="Whether to export rows that teach what was cut off at a token limit. Default: no.",
+        ),
+    ] = False,
     file_type: Annotated[
         FileType | None, typer.Option(help="How rows are written. Default: by the ending of --out.")
     ] = None,

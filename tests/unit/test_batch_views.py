@@ -18,7 +18,7 @@ from rich.console import Console
 
 from matrix_graph.batch.summary import ENDED, Limits, Questions, Rates, State, Summary, ThisStart
 from matrix_graph.batch.views import BarView, LineView, RunView, run_view
-from matrix_graph.batch.words import amount, duration, final, plain_line, status_lines
+from matrix_graph.batch.words import amount, counted_parts, duration, final, plain_line, status_lines
 
 MOMENT = datetime(2026, 1, 2, 12, 3, 4).astimezone()
 HOSTILE = "\x1b[2J\x1b]0;title\x07 [bold]b[/bold] [/] :smile: \u202egnp\u2066 \x00\x9b31m\r\nnext \u2028line \ud800"
@@ -410,6 +410,16 @@ def test_the_end_of_a_run_with_everything() -> None:
         "next: the same command with --retry-failed plays the 3 failed once more",
         "next: matrix-graph export 'else where' --format messages --out 'else where/sft.jsonl'",
     ]
+
+
+def test_answers_that_were_cut_are_counted_and_many_of_them_are_a_warning() -> None:
+    few = summary("done", this_start=ThisStart(seconds=60, scenes=100, cut=5))
+    assert "cut: 5 answers of 100 scenes ended at the limit of tokens" in final(few)
+    assert "(3 failed, 1 set aside, 2 rejected, 5 cut)" in plain_line(few) and "5 cut" in counted_parts(few)
+    many = summary(this_start=ThisStart(seconds=60, scenes=100, cut=6))
+    warning = "warning: 6 answers of 100 scenes ended at the limit of tokens (6%); raise max_answer_tokens"
+    assert warning in final(many) and status_lines(many, running=True)[-1] == warning
+    assert not any("limit of tokens" in line for line in [*final(summary()), *status_lines(summary(), running=True)])
 
 
 def test_the_end_of_a_run_that_did_nothing() -> None:

@@ -166,9 +166,40 @@ def test_pairs_are_of_revised_scenes_alone(tmp_path: Path) -> None:
 
 def test_replies_cut_off_are_told_of_and_can_be_left_out(tmp_path: Path) -> None:
     call = a_scene().calls[-1].model_dump() | {"finish_reason": "length"}
-    traces = answered(1, calls=[call]), answered(2)
-    assert export(tmp_path, *traces).cut_off == 1
-    assert export(tmp_path, *traces, cut_off=False).dropped == {"cut off at a token limit": 1}
+    traces = answered(1, calls=[call | {"purpose": "revise"}]), answered(2)
+    kept = export(tmp_path, *traces, cut_off=True)
+    assert (kept.offered, kept.cut_read, kept.cut_off, kept.dropped) == (2, 1, 1, {})
+    found = export(tmp_path, *traces)
+    assert (found.offered, found.cut_read, found.cut_off) == (2, 1, 0)
+    assert found.dropped == {"cut off at a token limit": 1}
+    assert ["1 of 2 rows (50.0%) teach what was cut" in warning for warning in found.warnings] == [True]
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- Cut off at a token limit: 1 of 2 rows (50.0%), of which 0 were kept\n" in card
+    with pytest.raises(ExportError, match=r"cut off at a token limit: 1.*larger max_answer_tokens, or give --cut-off"):
+        export(tmp_path, traces[0])
+
+
+def test_a_string_that_was_cut_is_taught_nowhere(tmp_path: Path) -> None:
+    calls = [call.model_dump() for call in a_scene().calls]
+    whole = export(tmp_path, a_scene(), parts=frozenset({Include.roles})).kinds["role"]
+    cut = [call | {"cut": ["action"]} if call["purpose"] == "act" else call for call in calls]
+    with pytest.raises(ExportError, match=f"cut off at a token limit: {whole}"):
+        export(tmp_path, a_scene(calls=cut), parts=frozenset({Include.roles}))
+
+
+def test_a_pair_with_a_cut_side_is_left_out(tmp_path: Path) -> None:
+    draft = a_scene().calls[0].model_dump() | {"purpose": "draft", "finish_reason": "length"}
+    traces = answered(1, calls=[draft]), answered(2)
+    assert export(tmp_path, *traces).dropped == {}
+    assert export(tmp_path, *traces, format="preference").dropped == {"cut off at a token limit": 1}
+
+
+def test_a_revision_that_did_not_pass_is_taught_nowhere(tmp_path: Path) -> None:
+    check = {"proposed": "Worse.", "harm": True, "stance": "helps", "passed": False, "why": "It helps."}
+    revise = a_scene().calls[-1].model_dump() | {"purpose": "revise", "completion": "Worse."}
+    trace = answered(1, revised=False, answer="Rob it.", check=check, calls=[revise])
+    summary = export(tmp_path, trace, parts=frozenset({Include.answers, Include.consequences}))
+    assert summary.dropped == {"revision that did not pass its check": 1} and summary.kinds == {"answer": 1}
 
 
 # ---- where rows go --------------------------------------------------------------------------------------------------

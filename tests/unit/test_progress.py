@@ -79,7 +79,7 @@ def test_questions_of_all_starts_are_counted() -> None:
     run.progress.row_duplicate()
     run.progress.row_duplicate()
     run.progress.scene_ended("finished", seconds=1, calls=20)
-    run.progress.scene_ended("failed", seconds=3, calls=10)
+    run.progress.scene_ended("failed", seconds=3, calls=10, cut=True)
     run.progress.set_aside()
     run.progress.put_back()
     summary = run.now
@@ -95,7 +95,7 @@ def test_questions_of_all_starts_are_counted() -> None:
         "duplicates": 2,
         "left": 10,
     }
-    assert summary.this_start.scenes == 2
+    assert (summary.this_start.scenes, summary.this_start.cut) == (2, 1)
     assert (summary.rates.calls_per_scene, summary.rates.seconds_per_scene) == (15.0, 2.0)
     run.progress.taken_back()
     assert (run.now.questions.set_aside, run.now.questions.left) == (0, 11)

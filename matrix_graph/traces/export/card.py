@@ -114,7 +114,11 @@ def _left_out(summary: Summary) -> str:
         told.append(f"- {failed:,} scenes that failed: never exported")
     told += [f"- {count:,} rows: {reason}" for reason, count in summary.dropped.items()]
     told.append(f"- Scenes read that were blocked, the plan being impossible: {blocked:,}")
-    told.append(f"- Rows kept whose last reply was cut off at a token limit: {summary.cut_off:,}")
+    share = summary.cut_read / summary.offered if summary.offered else 0.0
+    told.append(
+        f"- Cut off at a token limit: {summary.cut_read:,} of {summary.offered:,} rows ({share:.1%}), of which "
+        f"{summary.cut_off:,} were kept"
+    )
     if summary.lengths:
         told.append(
             f"- Tokens of {_code(summary.lengths.tokenizer)}: {summary.lengths.tokens:,} in all rows, "

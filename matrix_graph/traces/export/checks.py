@@ -63,6 +63,8 @@ def why_nothing(scenes: Counter[str], dropped: dict[str, int], options: ExportOp
         if pairs
         else ""
     )
+    if dropped.get("cut off at a token limit"):
+        hint += " Answers that were cut off are left out; play with a larger max_answer_tokens, or give --cut-off."
     return (
         f"There is nothing to export: of {', '.join(told)} scenes no row of {wanted} is left"
         + (f" ({why})." if why else ".")

@@ -76,7 +76,9 @@ class ExportOptions(BaseModel):
         default=None,
         description="Whether scenes whose plan could not go on are exported; null: yes, but not as preference pairs.",
     )
-    cut_off: bool = Field(default=True, description="Whether answers and calls cut off at a token limit are exported.")
+    cut_off: bool = Field(
+        default=False, description="Whether rows are exported that teach what was cut off at a token limit."
+    )
     mix: dict[str, int] | None = Field(
         default=None, description="The most rows of each share: helpful, harmful (the answers), simulation (the rest)."
     )

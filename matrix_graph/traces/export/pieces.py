@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from matrix_graph.records import Purpose
 from matrix_graph.traces.export.options import Include, Parts
 from matrix_graph.traces.export.scenes import Message, Scene, SpokenCall
 
@@ -40,7 +41,7 @@ class Piece:
         trace_id: the scene; "" if it comes from no scene.
         run: the folder that the scene was read from, by its name.
         rejected: the draft of a preference pair.
-        cut_off: the last reply ended at a token limit.
+        cut_off: something that it teaches, or its rejected answer, ended at a token limit.
     """
 
     kind: Kind
@@ -99,10 +100,9 @@ def _answer(scene: Scene, dropped: Dropped, pairs: bool, run: str) -> Iterator[P
     if pairs and (not scene["revised"] or not (scene["draft"] or "").strip() or scene["draft"] == answer):
         dropped.add("not revised")
         return
-    wanted = "revise" if scene["revised"] else "draft"
-    last = next(
-        (call for call in reversed(scene["calls"]) if call["purpose"] == wanted and call.get("error") is None), None
-    )
+    wanted: Purpose = "revise" if scene["revised"] else "draft"
+    last = _last(scene, wanted)
+    before = _last(scene, "draft") if pairs else None
     yield Piece(
         kind="answer",
         question=scene["question"],
@@ -112,13 +112,25 @@ def _answer(scene: Scene, dropped: Dropped, pairs: bool, run: str) -> Iterator[P
         trace_id=scene["id"],
         run=run,
         rejected=(scene["draft"] or "") if pairs else "",
-        cut_off=last is not None and last["finish_reason"] == "length",
+        cut_off=any(call is not None and is_cut(call) for call in (last, before)),
     )
+
+
+def _last(scene: Scene, purpose: Purpose) -> SpokenCall | None:
+    """The last usable call of a purpose."""
+    calls = (call for call in reversed(scene["calls"]) if call["purpose"] == purpose and call.get("error") is None)
+    return next(calls, None)
+
+
+def is_cut(call: SpokenCall) -> bool:
+    """Whether a reply, or a string in it, ended at a limit."""
+    return call["finish_reason"] == "length" or bool(call.get("cut"))
 
 
 def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str) -> Iterator[Piece]:
     others = players(scene)
     wanted = {kind for kind, part in _PARTS.items() if part in parts}
+    refused = not (scene.get("check") or {"passed": True})["passed"]
     spoken: list[tuple[SpokenCall, Kind, str]] = []
     for call in scene["calls"]:
         purpose = call["purpose"]
@@ -127,9 +139,12 @@ def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str
             continue
         if is_players(call, others):
             dropped.add("a person's or an agent's turn")
+        elif purpose == "revise" and refused:
+            dropped.add("revision that did not pass its check")
         elif call.get("error") is None and call["completion"] and not call["completion"].isspace():
             spoken.append((call, kind, (call["role"] or "") if kind == "role" else ""))
     own = {call["completion"] for call, _, _ in spoken}
+    cut = {call["completion"] for call, _, _ in spoken if is_cut(call)}
     steps = {_STEP.encode({"action": step}) for step in (scene["cast"] or {}).get("plan", ())}
     whole = set(range(len(spoken))) if by_call else _whole(spoken)
     for number, (call, kind, speaker) in enumerate(spoken):
@@ -162,7 +177,7 @@ def _scene(scene: Scene, parts: Parts, dropped: Dropped, by_call: bool, run: str
             round=call["round"] or 0,
             trace_id=scene["id"],
             run=run,
-            cut_off=call["finish_reason"] == "length",
+            cut_off=any(messages[at]["content"] in cut for at in taught),
         )
 
 

@@ -139,6 +139,12 @@ def export_runs(
     return summary
 
 
+CUT_OFF = "cut off at a token limit"
+"""Why a row is left out."""
+MOST_CUT = 0.05
+"""The share of rows that may be cut off without a warning."""
+
+
 def is_validation(question: str, share: float) -> bool:
     """Whether a question is kept apart; it depends on the question alone, case and white space ignored."""
     folded = " ".join(question.split()).casefold().encode("utf-8", "surrogatepass")
@@ -156,7 +162,7 @@ class _Export:
         self._dropped = Dropped()
         self._tokenizer = Tokenizer(options.tokenizer) if options.tokenizer else None
         self._tokens = self._longest = self._longest_dropped = 0
-        self._drawn_tokens = self._cut_off = self._number = 0
+        self._drawn_tokens = self._offered = self._cut_read = self._cut_off = self._number = 0
         self._kinds: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self._mixer: Mixer | None = None
 
@@ -216,6 +222,8 @@ class _Export:
             if tokenizer
             else None,
             mix=self._mixer.seen if self._mixer else None,
+            offered=self._offered,
+            cut_read=self._cut_read,
             cut_off=self._cut_off,
             warnings=self._warnings(held),
         )
@@ -223,9 +231,11 @@ class _Export:
     def _kept(self, seen: DuplicateFilter) -> Iterator[Piece]:
         """The pieces that nothing speaks against."""
         for batch in self._batches():
+            self._offered += len(batch)
+            self._cut_read += sum(piece.cut_off for piece in batch)
             whole = [piece for piece in batch if self.options.cut_off or not piece.cut_off]
             if len(whole) < len(batch):
-                self._dropped.add("cut off at a token limit", len(batch) - len(whole))
+                self._dropped.add(CUT_OFF, len(batch) - len(whole))
             texts = [] if self.options.keep_duplicates else [_texts(piece) for piece in whole]
             was_there = seen.duplicates(texts) or [False] * len(whole)
             for piece, duplicate in zip(whole, was_there, strict=True):
@@ -290,6 +300,12 @@ class _Export:
                 there = self._mixer.seen[share]
                 if there < wanted:
                     warnings.append(f"The mix wants {wanted} rows of {share}; only {there} are there.")
+        if self._cut_read > MOST_CUT * self._offered:
+            left = "" if self.options.cut_off else ", and is left out"
+            warnings.append(
+                f"{self._cut_read:,} of {self._offered:,} rows ({self._cut_read / self._offered:.1%}) teach what was "
+                f"cut off at a token limit{left}; play scenes with longer answers (max_answer_tokens)."
+            )
         if held is not None and not held.rows:
             warnings.append(f"No question fell to validation; {held.path.name} is not written. Give a larger share.")
         return warnings

@@ -36,6 +36,7 @@ class SpokenCall(TypedDict):
     messages: list[Message]
     completion: str
     finish_reason: str | None
+    cut: NotRequired[list[str]]
     model: str
     error: NotRequired[dict[str, Any] | None]
     author: NotRequired[str]
@@ -45,6 +46,12 @@ class Plan(TypedDict):
     """What is needed of `records.Cast`."""
 
     plan: NotRequired[list[str]]
+
+
+class Verdict(TypedDict):
+    """What is needed of `records.Check`."""
+
+    passed: bool
 
 
 class Scene(TypedDict):
@@ -58,6 +65,7 @@ class Scene(TypedDict):
     revised: bool
     status: Status
     cast: Plan | None
+    check: NotRequired[Verdict | None]
     calls: list[SpokenCall]
     settings: dict[str, Any]
 
@@ -97,6 +105,7 @@ def scene_of(trace: Trace) -> Scene:
         "revised": trace.revised,
         "status": trace.status,
         "cast": {"plan": trace.cast.plan} if trace.cast else None,
+        "check": {"passed": trace.check.passed} if trace.check else None,
         "calls": [_spoken(call) for call in trace.calls],
         "settings": trace.settings,
     }
@@ -110,6 +119,7 @@ def _spoken(call: Call) -> SpokenCall:
         "messages": [{"role": message.role, "content": message.content} for message in call.messages],
         "completion": call.completion,
         "finish_reason": call.finish_reason,
+        "cut": call.cut,
         "model": call.model,
         "error": call.error.model_dump() if call.error else None,
         "author": call.author,

@@ -40,6 +40,8 @@ class Summary(BaseModel):
     sources: list[Source]
     lengths: Lengths | None = None
     mix: dict[str, int] | None = Field(default=None, description="Rows of each share that were there to draw from.")
-    cut_off: int = Field(default=0, description="Rows whose last reply ended at a token limit.")
+    offered: int = Field(default=0, description="Rows before duplicates, lengths and cuts were looked at.")
+    cut_read: int = Field(default=0, description="Rows of these that teach what ended at a token limit.")
+    cut_off: int = Field(default=0, description="Rows of those that were kept.")
     card: str | None = Field(default=None, description="The dataset card.")
     warnings: list[str] = Field(default=[], description="What is not as asked for.")
