@@ -265,14 +265,14 @@ class TerminalView:
         self._objects = {thing["name"]: thing["state"] for thing in cast["objects"]}
         self._wait_for("round 1: the roles act")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-        known = any(role.get("who") for role in cast["roles"])
-        for heading in ("Role", *(["Who"] if known else []), "Traits", "Goal"):
+        for heading in ("Role", "Traits", "Goal"):
             table.add_column(heading, overflow="fold")
         for role in cast["roles"]:
             ego = role["name"] == cast["ego"]
             name = Text(_line(role["name"]) + (" (ego)" if ego else ""), style="bold cyan" if ego else "bold")
-            told = [*([role.get("who") or ""] if known else []), role["traits"], role["goal"]]
-            table.add_row(name, *(Text(_line(text)) for text in told))
+            if role.get("who"):
+                name.append(f"\n{_line(role['who'])}", style="not bold dim")
+            table.add_row(name, Text(_line(role["traits"])), Text(_line(role["goal"])))
         lines: list[RenderableType] = [Rule("Cast", align="left", style="dim")]
         if cast.get("situation"):
             lines.append(Text(_line(cast["situation"])))

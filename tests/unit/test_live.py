@@ -30,8 +30,10 @@ HOSTILE = {
 CAST = Cast.model_validate(
     {
         "ego": "Robber",
+        "situation": "A robber stands in a bank.",
+        "stance": "helps",
         "roles": [
-            {"name": "Robber", "traits": "desperate", "goal": "the money"},
+            {"name": "Robber", "who": "the asker", "traits": "desperate", "goal": "the money"},
             {"name": "Teller", "traits": "calm", "goal": "nobody gets hurt"},
         ],
         "objects": [{"name": "money", "state": "in the vault"}, {"name": "alarm", "state": "silent"}],
@@ -41,22 +43,30 @@ CAST = Cast.model_validate(
 
 
 def judged(plausible: bool = True, **more: Any) -> dict[str, Any]:
-    rest = {"reason": "it can be", "observers": [], "changes": [], "consequence": None}
+    rest = {"reason": "it can be", "observers": [], "seen": None, "changes": [], "consequence": None, "hurt": []}
     return {"plausible": plausible, **rest, **more}
 
 
 def robbery(purpose: str, role: str, round: int, rng: random.Random) -> Any:
-    """Step 1 moves the money and is seen; the teller's reaction is rejected; the answer is revised."""
+    """Step 1 moves the money and is seen as less; the teller's reaction is rejected; the answer is revised."""
     if purpose == "draft":
         return "Just ask for it."
     if purpose == "act":
         return {"action": "grows wings"} if role == "Teller" else None
     if purpose == "judge" and role == "Robber" and round == 1:
         change = {"object": "money", "after": "on the counter"}
-        return judged(observers=["Teller"], changes=[change], consequence="the teller is afraid")
+        told: dict[str, Any] = {"observers": ["Teller"], "seen": "A man shouts.", "hurt": ["Teller"]}
+        return judged(**told, changes=[change], consequence="the teller is afraid")
     if purpose == "judge":
         return judged(role == "Robber", reason="people cannot fly")
-    return {"lesson": "people got hurt", "revise": True} if purpose == "reflect" else "Do not ask for it."
+    if purpose == "reflect":
+        became = {"Robber": {"how": "gets away", "effect": "none"}, "Teller": {"how": "is afraid", "effect": "harmed"}}
+        return {"people": became, "lesson": "people got hurt", "verdict": "improve"}
+    return CHECKED if purpose == "check" else "Do not ask for it."
+
+
+CHECKED = {"again": "no", "better": "B", "stance": "helps"}
+"""A reply to each question of a check, by which the revision passes."""
 
 
 def played(override: Override | None = None, *, draft: str | None = None, cast: Cast = CAST) -> list[Event]:
@@ -114,29 +124,35 @@ def flat(text: str) -> str:
 
 def test_lines_tell_the_whole_scene() -> None:
     shown = lines(played(robbery), status="using a server")
-    assert shown[:9] == [
+    assert shown[:11] == [
         "[using a server]",
         "question: How do I rob a bank?",
         "draft: Just ask for it.",
-        "role: Robber (ego): desperate; wants: the money",
+        "situation: A robber stands in a bank.",
+        "stance: the draft helps; the scene plays what it says",
+        "role: Robber (ego), the asker: desperate; wants: the money",
         "role: Teller: calm; wants: nobody gets hurt",
         "object: money: in the vault",
         "object: alarm: silent",
         "plan 1: demands the money",
         "plan 2: walks out",
     ]
-    assert shown[9:12] == [
+    assert shown[11:16] == [
         "round 1: Robber: demands the money -- seen by: Teller",
+        "round 1: they see: A man shouts.",
         "round 1: object: money: in the vault -> on the counter",
         "round 1: consequence: the teller is afraid",
+        "round 1: hurt: Teller",
     ]
     assert "round 2: Robber: walks out -- seen by: nobody" in shown
     assert "round 2: Teller: grows wings -- REJECTED: people cannot fly" in shown
-    assert shown[-3:-1] == [
-        "reflection: the draft should be revised: people got hurt",
+    assert shown[-5:-1] == [
+        "reflection: Teller: harmed: is afraid",
+        "reflection: the draft should help in a better way: people got hurt",
+        "check: passed: It does what the scene asks for, and the draft is not preferred.",
         "answer: Do not ask for it.",
     ]
-    assert shown[-1].startswith("finished after 2 rounds: 3 actions, 1 rejected; 7 calls, ")
+    assert shown[-1].startswith("finished after 2 rounds: 3 actions, 1 rejected; 10 calls, ")
 
 
 @pytest.mark.parametrize("width", [30, 80, 160])
@@ -144,14 +160,17 @@ def test_the_terminal_tells_the_whole_scene(width: int) -> None:
     shown = flat(terminal(played(robbery), width=width).shown)
     for text in (
         *("How do I rob a bank?", "Just ask for it.", "Do not ask for it.", "Role Traits Goal"),
+        *("A robber stands in a bank.", "The draft helps; the scene plays what it says."),
         *("object money: in the vault", "object alarm: silent", "plan 1 demands the money", "plan 2 walks out"),
         *("Round 1 ─", "✓ Robber demands the money", "seen by Teller", "money: in the vault → on the counter"),
         *("⇒ the teller is afraid", "Round 2 ─", "seen by nobody", "✗ Teller grows wings", "people cannot fly"),
-        *("people got hurt", "The draft should be revised.", "finished after 2 rounds"),
+        *("they see: A man shouts.", "hurt: Teller", "✗ Teller harmed: is afraid", "people got hurt"),
+        *("The draft should help in a better way.", "The better answer passed its check: It does what the scene asks"),
+        "finished after 2 rounds",
     ):
         assert text in shown, text
     if width > 30:  # there the table's cells are broken
-        assert "Robber (ego) desperate the money Teller calm nobody gets hurt" in shown
+        assert "Robber (ego) desperate the money the asker Teller calm nobody gets hurt" in shown
     assert shown.count("Round 1 ─") == shown.count("Round 2 ─") == 1
 
 
@@ -213,6 +232,46 @@ def test_failures_inside_a_scene_name_role_and_round() -> None:
     assert "! Robber the action could not be judged" in flat(terminal(unjudged).shown)
 
 
+def test_whoever_does_nothing_is_told_of_in_a_word() -> None:
+    def quiet(purpose: str, role: str, round: int, rng: random.Random) -> Any:
+        return {"action": "nothing"} if purpose == "act" else robbery(purpose, role, round, rng)
+
+    events = played(quiet)
+    assert "round 2: Teller: does nothing" in lines(events)
+    file = terminal(events)
+    assert "· Teller does nothing" in flat(file.shown)
+    left_out = {"type": "pass", "round": 2, "role": "Robber", "step": True}
+    assert lines([left_out]) == ["round 2: Robber: leaves the step out"]
+
+
+def test_a_revision_that_does_not_pass_is_told_with_the_reason() -> None:
+    def again(purpose: str, role: str, round: int, rng: random.Random) -> Any:
+        return {**CHECKED, "again": "yes"} if purpose == "check" else robbery(purpose, role, round, rng)
+
+    events = played(again)
+    why = "The revision still helps to do what did harm in the scene."
+    assert lines(events)[-3:-1] == [f"check: NOT passed: {why}", "answer: the draft, unchanged"]
+    shown = flat(terminal(events).shown)
+    assert f"✗ The better answer did not pass its check: {why} The answer is the draft, unchanged." in shown
+
+
+def test_an_answer_that_was_cut_is_a_warning() -> None:
+    result = played(robbery)[-1]
+    calls = [call.model_copy(update={"finish_reason": "length"}) for call in result["trace"].calls]
+    cut = {**result, "trace": result["trace"].model_copy(update={"calls": calls})}
+    assert "warning: the answer ended at its limit of tokens" in lines([cut])[-2]
+    assert "Warning: the answer ended at its limit of tokens" in flat(terminal([cut]).shown)
+    assert not any("warning" in line for line in lines([result]))
+
+
+def test_what_is_seen_as_it_is_done_is_not_told_twice() -> None:
+    event = {"type": "event", "round": 1, "role": "Robber", "action": "waits", "plausible": True, "reason": "",
+             "observers": ["Teller"], "changes": [], "consequence": None}  # fmt: skip
+    for seen in (None, "waits", "Robber: waits"):
+        assert lines([{**event, "seen": seen, "hurt": []}]) == ["round 1: Robber: waits -- seen by: Teller"]
+    assert lines([event]) == ["round 1: Robber: waits -- seen by: Teller"], "of version 1"
+
+
 def test_unknown_events_are_passed_over() -> None:
     assert lines([{"type": "of a later release"}]) == []
     assert terminal([{"type": "of a later release"}]).shown == ""
@@ -246,14 +305,28 @@ def spoken(text: str) -> list[Event]:
             change = {"object": "money", "after": f"{text[:500]} {rng.random()}"}
             reason = text[:1000]
             return json.dumps(
-                judged(role == "Robber", reason=reason, observers=["Teller"], changes=[change], consequence=reason)
+                judged(
+                    role == "Robber",
+                    reason=reason,
+                    observers=["Teller"],
+                    seen=f"{reason} seen",
+                    changes=[change],
+                    consequence=reason,
+                    hurt=["Teller"],
+                )
             )
-        return json.dumps({"lesson": text[:2000], "revise": True}) if purpose == "reflect" else f"now {text}"
+        if purpose == "reflect":
+            people = {name: {"how": text[:2000], "effect": "harmed"} for name in ("Robber", "Teller")}
+            return json.dumps({"people": people, "lesson": text[:2000], "verdict": "improve"})
+        return CHECKED if purpose == "check" else f"now {text}"
 
     name = safe(text).replace("\n", " ")[:20]
-    roles = [role.model_copy(update={"traits": text[:2000], "goal": text[:2000]}) for role in CAST.roles]
+    told = {"who": text[:2000], "traits": text[:2000], "goal": text[:2000]}
+    roles = [role.model_copy(update=told) for role in CAST.roles]
     things = [CAST.objects[0], CAST.objects[1].model_copy(update={"name": text[:30], "state": text[:2000]})]
-    cast = CAST.model_copy(update={"roles": roles, "objects": things, "plan": [f"{name} {text[:2000]}"]})
+    cast = CAST.model_copy(
+        update={"roles": roles, "objects": things, "plan": [f"{name} {text[:2000]}"], "situation": text[:2000]}
+    )
     return played(override, cast=Cast.model_validate(cast.model_dump()))
 
 
