@@ -101,7 +101,8 @@ def summary(trace: Trace, max_length: int) -> str:
     states = trace.object_states
     changed = [f"- {thing.name}: {thing.state} -> {states[thing.name]}" for thing in first
                if states[thing.name] != thing.state]  # fmt: skip
-    parts = [_verdict(trace, max_length // 2), "\n".join(["What happened in the scene:", *map(_line, trace.events)])]
+    parts = [_verdict(trace, max_length // 2), *_people(trace)]
+    parts.append("\n".join(["What happened in the scene:", *map(_line, trace.events)]))
     if changed:
         parts.append("\n".join(["What changed:", *changed]))
     return _cut("\n\n".join(parts), max_length)
@@ -128,7 +129,17 @@ def _verdict(trace: Trace, max_length: int) -> str:
     blocked = "The plan could not be carried out to its end. " if trace.status == "blocked" else ""
     if trace.revised:
         return f"{blocked}The scene speaks against the plan. Better:\n{_cut(trace.answer or '', max_length)}"
+    if trace.check is not None and trace.reflection is not None:
+        told = f"The scene speaks against the plan ({trace.reflection.lesson}), but no better one was found: "
+        return _cut(f"{blocked}{told}{trace.check.why}", max_length)
     return f"{blocked}Nothing in the scene speaks against the plan."
+
+
+def _people(trace: Trace) -> list[str]:
+    """What became of those whom the scene touched; nothing where it touched nobody."""
+    people = trace.reflection.people if trace.reflection else []
+    touched = [f"- {person.name}: {person.effect}. {person.how}" for person in people if person.effect != "none"]
+    return ["\n".join(["What became of the people:", *touched])] if touched else []
 
 
 def _line(event: Event) -> str:
@@ -136,7 +147,8 @@ def _line(event: Event) -> str:
         return f"- {event.role} tried: {event.action} (could not happen: {event.reason})"
     led_to = f" This led to: {event.consequence}" if event.consequence else ""
     seen = f" (seen by {', '.join(event.observers)})" if event.observers else ""
-    return f"- {event.role}: {event.action}{seen}{led_to}"
+    hurt = f" It hurt {', '.join(event.hurt)}." if event.hurt else ""
+    return f"- {event.role}: {event.action}{seen}{led_to}{hurt}"
 
 
 def _cut(text: str, length: int) -> str:

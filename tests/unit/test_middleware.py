@@ -35,7 +35,13 @@ from tests.unit.scripted import ScriptedModel
 BETTER = "Ask her first, then decide."
 SMALL = SceneConfig(roles=1, steps=1)
 CAST = Cast.model_validate(
-    {"ego": "Asker", "roles": [{"name": "Asker"}, {"name": "Sister"}], "objects": [], "plan": ["sells the bike"]}
+    {
+        "ego": "Asker",
+        "roles": [{"name": "Asker"}, {"name": "Sister"}],
+        "objects": [],
+        "plan": ["sells the bike"],
+        "stance": "helps",
+    }
 )
 
 
@@ -51,9 +57,14 @@ def script(against: bool = True, **replies: Any) -> Callable[[str, str, int, ran
         if purpose in replies:
             return replies[purpose]
         if purpose == "judge":
-            return {"plausible": True, "reason": "why not", "observers": [], "changes": [], "consequence": "she cries"}
+            said = {"plausible": True, "reason": "why not", "observers": [], "seen": None, "changes": []}
+            return {**said, "consequence": "she cries", "hurt": ["Sister"] if against else []}
         if purpose == "reflect":
-            return {"lesson": "it hurt her", "revise": against}
+            became = {"how": "she cries", "effect": "harmed" if against else "none"}
+            people = {"Asker": {"how": "sells it", "effect": "none"}, "Sister": became}
+            return {"people": people, "lesson": "it hurt her", "verdict": "improve" if against else "keep"}
+        if purpose == "check":
+            return {"again": "no", "better": "B", "stance": "helps"}  # an answer to whichever of them is asked
         return {"revise": BETTER, "when": {"who": "the sister", "touches_others": True}}.get(purpose)
 
     return override
@@ -152,6 +163,7 @@ async def test_every_stream_shows_the_revision_and_none_the_scene_as_messages(mo
         "action",
         "event",
         "reflection",
+        "check",
         "result",
     ]
     assert custom[-1]["answer_id"] == answer.id
@@ -396,7 +408,8 @@ async def test_a_turn_that_raised_can_be_tried_again(mode: str) -> None:
 
 @both
 async def test_calls_stay_within_the_budget_those_of_when_among_them(mode: str) -> None:
-    seen = {"plausible": True, "reason": "-", "observers": ["Sister"], "changes": [], "consequence": "noise"}
+    seen = {"plausible": True, "reason": "-", "observers": ["Sister"], "seen": "A shout.", "changes": []}
+    seen |= {"consequence": "noise"}
     long = CAST.model_copy(update={"plan": [f"shouts {n} times" for n in range(9)]})
     for max_calls, ended_by in ((20, "max_calls"), (26, "max_calls"), (200, "max_rounds")):
         model = player(judge=seen)
@@ -455,20 +468,20 @@ async def test_nothing_of_the_agent_reaches_the_scene() -> None:
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
 
     class Context(BaseModel):
-        secret: str = "context-secret"
+        classified: str = "context-classified"
 
     middleware = RehearsalMiddleware(Listening(override=script()), config=SMALL, cast=CAST)
     app = create_agent(
         AgentModel(replies=[calling(), said()]),
         [weather],
-        system_prompt="system-secret",
+        system_prompt="system-classified",
         middleware=[middleware],
         context_schema=Context,
     )
     end = await app.ainvoke({"messages": [HumanMessage("Why?")]}, context=Context())
     assert end["messages"][-1].text == BETTER
     assert heard
-    assert not [text for text in heard if "secret" in text or "rain in Ulm" in text]
+    assert not [text for text in heard if "classified" in text or "rain in Ulm" in text]
     assert end["rehearsals"][0]["trace"]["settings"]["roles"] == SMALL.roles
 
 

@@ -67,7 +67,7 @@ def test_what_a_run_does_not_choose_is_as_the_environment_or_file_says() -> None
     form = studio.settings_form(SceneConfig(roles=7, steps=2, temperature=1.5))
     assert form() == form(roles=7, steps=2, temperature=1.5)
     chosen = form(steps=9)
-    assert (chosen.roles, chosen.steps, chosen.temperature, chosen.rounds) == (7, 9, 1.5, 10)
+    assert (chosen.roles, chosen.steps, chosen.temperature, chosen.rounds) == (7, 9, 1.5, 11)
     assert isinstance(chosen, SceneConfig)
     with pytest.raises(ValidationError, match="step"):
         form(step=9)
@@ -121,7 +121,7 @@ async def test_the_agents_own_calls_and_its_scenes_keep_to_the_runs_settings(asy
     done = await agent.ainvoke(asked) if asynchronous else agent.invoke(asked)
     (record,) = done["rehearsals"]
     assert record["trace"]["draft"] == "Knock." and record["trace"]["settings"]["roles"] == 1
-    assert model.told[1:] == [{"temperature": 0.2, "max_tokens": 512}]
+    assert model.told[1:] == [{"max_tokens": 1536}], "the server's own temperature"
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------

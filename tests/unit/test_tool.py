@@ -62,8 +62,19 @@ async def test_what_would_happen(mode: str) -> None:
     assert message.status == "success"
     assert message.content == (
         f"The scene speaks against the plan. Better:\n{BETTER}\n\n"
-        f"What happened in the scene:\n- Asker: {trace.events[0].action} This led to: she cries"
+        "What became of the people:\n- Sister: harmed. she cries\n\n"
+        f"What happened in the scene:\n- Asker: {trace.events[0].action} This led to: she cries It hurt Sister."
     )
+
+
+@both
+async def test_a_plan_that_hurts_and_for_which_nothing_better_was_found(mode: str) -> None:
+    refused = player(check={"again": "yes", "better": "B", "stance": "helps"})
+    message = await use(rehearsal_tool(refused, config=SMALL, cast=CAST), mode, call())
+    assert message.text.startswith(
+        "The scene speaks against the plan (it hurt her), but no better one was found: The revision still helps"
+    )
+    assert BETTER not in message.text
 
 
 @both
@@ -83,7 +94,7 @@ async def test_a_blocked_plan_and_objects_that_change(mode: str) -> None:
         if purpose != "judge":
             return None
         change = {"object": "lock", "to": "open", "state": "open", "after": "open"}
-        ok = {"plausible": True, "reason": "-", "observers": ["Sister"], "consequence": None}
+        ok = {"plausible": True, "reason": "-", "observers": ["Sister"], "seen": "It opens.", "consequence": None}
         return {**ok, "changes": [change]} if round == 1 else {**ok, "plausible": False, "changes": [], "observers": []}
 
     message = await use(

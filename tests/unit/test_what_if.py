@@ -25,6 +25,7 @@ CAST = Cast(
     roles=[Role(name="Teller"), Role(name="Robber", goal="money"), Role(name="Officer")],
     objects=[SocialObject(name="money", state="in the vault"), SocialObject(name="door", state="open")],
     plan=["walks in", "takes the money", "runs"],
+    stance="helps",
 )
 CONFIG = SceneConfig(max_rounds=5)
 
@@ -33,8 +34,13 @@ def everybody_sees(purpose: str, role: str, round: int, rng: Any) -> Any:
     if purpose == "judge":
         others = [name for name in ("Teller", "Robber", "Officer") if name != role]
         changes = [{"object": "money", "after": f"{role} has it, {round}"}] if round == 2 else []
-        return {"reason": "so", "plausible": True, "observers": others, "changes": changes, "consequence": "fear"}
-    return {"action": f"{role} acts in {round}"} if purpose == "act" else None
+        told = {"observers": others, "seen": f"{role} is busy in {round}", "hurt": ["Teller"]}
+        return {"reason": "so", "plausible": True, **told, "changes": changes, "consequence": "fear"}
+    return {"action": f"{role} {ACTS[round % len(ACTS)]} in {round}"} if purpose == "act" else None
+
+
+ACTS = ("waits at the door", "cries out loud", "runs upstairs", "counts coins", "calls somebody", "turns a key")
+"""Each round another, since nobody does the same twice."""
 
 
 def scene(model: ScriptedModel | None = None) -> tuple[Rehearsal, ScriptedModel, Trace]:
@@ -70,7 +76,7 @@ def test_another_action() -> None:
     assert second == [
         ("Robber", "takes the money"),
         ("Teller", "hands over the key"),
-        ("Officer", "Officer acts in 2"),
+        ("Officer", "runs upstairs in 2"),
     ]
     assert {entry for entry in model.log if entry[2] == 2} == {("judge", n, 2) for n in ("Robber", "Teller", "Officer")}
     assert not any(entry[2] == 1 for entry in model.log)
@@ -80,7 +86,7 @@ def test_another_action() -> None:
     later = [call for call in branch.calls if (call.purpose, call.role, call.round) == ("act", "Teller", 3)]
     assert later[0].messages[-2].content == by_hand.completion
     officer = [call for call in branch.calls if (call.purpose, call.role, call.round) == ("act", "Officer", 3)]
-    assert "- Teller: hands over the key" in officer[0].messages[-1].content
+    assert "- Teller is busy in 2" in officer[0].messages[-1].content
 
 
 def test_a_verdict_turned_to_no() -> None:
@@ -111,6 +117,22 @@ def test_a_verdict_turned_to_yes(observers: Any) -> None:
     first = branch.events[0]
     assert first.plausible and first.observers == list(observers or ("Teller", "Officer"))
     assert (first.changes[0].object, first.changes[0].after, first.consequence) == ("door", "ajar", "a cold wind")
+    # What was rejected was seen by nobody: those who see it now are told the action itself.
+    assert (first.seen, first.hurt) == ("Robber: walks in", [])
+
+
+def test_a_verdict_on_what_is_seen_and_whom_it_hurts() -> None:
+    rehearsal, model, parent = scene()
+    change: Any = {"observers": ("Officer",), "seen": "Robber hums a tune.", "hurt": ("Officer", "Teller")}
+    branch = rehearsal.what_if(parent, round=2, verdict=NewVerdict("Robber", True, **change))["trace"]
+    check(parent, branch, model, 2, "verdict: Robber: yes")
+    robber = next(event for event in branch.events if event.round == 2)
+    assert (robber.observers, robber.seen, robber.hurt) == (["Officer"], "Robber hums a tune.", ["Teller", "Officer"])
+    as_it_was = rehearsal.what_if(parent, round=2, verdict=("Robber", True))["trace"]
+    was, now = (next(event for event in trace.events if event.round == 2) for trace in (parent, as_it_was))
+    assert now == was
+    with pytest.raises(SceneError, match="'Nobody' is no role here"):
+        rehearsal.what_if(parent, round=2, verdict=NewVerdict("Robber", True, hurt=("Nobody",)))
 
 
 def test_another_state_of_an_object() -> None:
