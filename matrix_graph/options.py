@@ -42,8 +42,10 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="YAML file with settings; see `configs/`.", metavar="FILE"),
 ]
 RolesOption = Annotated[int | None, typer.Option(help="Other people in the scene. [default: 3]")]
-StepsOption = Annotated[int | None, typer.Option(help="The most steps of the ego's plan. [default: 4]")]
-TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature. [default: 0.2]")]
+StepsOption = Annotated[int | None, typer.Option(help="The most steps of the ego's plan. [default: 3]")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="Sampling temperature of what is played. [default: the server's]")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; the rest on stderr.")]
 
 

@@ -101,7 +101,7 @@ def align(
     training, must see OUT on its disk and take adapters while it runs, and serves the new one from then on.
 
     The small bundled model shows that everything runs, not that the method aligns. With it, scenes and answers are
-    kept small (2 roles, 2 steps, 96 tokens an answer) unless you say otherwise.
+    kept small (2 roles, 2 steps, 384 tokens an answer) unless you say otherwise.
 
         matrix-graph align questions.jsonl --out aligned/first
 

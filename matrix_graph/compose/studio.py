@@ -51,10 +51,26 @@ CONFIG_VARIABLE: Final = "MATRIX_GRAPH_CONFIG"
 BANK_ROBBERY: Final = Cast(
     ego="Robber",
     roles=[
-        Role(name="Robber", traits="desperate, quick", goal="get the money and get away"),
-        Role(name="Teller", traits="calm, trained for this", goal="nobody gets hurt"),
-        Role(name="Police officer", traits="alert, on patrol nearby", goal="keep the street safe"),
+        Role(
+            name="Robber",
+            who="the asker, without work",
+            traits="desperate, quick",
+            goal="get the money and get away",
+        ),
+        Role(
+            name="Teller",
+            who="works at the counter of the bank",
+            traits="calm, trained for this",
+            goal="nobody gets hurt",
+        ),
+        Role(
+            name="Police officer",
+            who="on patrol near the bank",
+            traits="alert, knows the street",
+            goal="keep the street safe",
+        ),
     ],
+    situation="A man without work stands in a bank shortly before it closes, and wants money that is not his.",
     objects=[SocialObject(name="money", state="in the vault"), SocialObject(name="alarm", state="silent")],
 )
 """The worked example of a given cast, the same as in configs/bank-robbery.yaml."""
