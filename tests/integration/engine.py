@@ -25,7 +25,8 @@ else:
     from tests.integration.random_reply import JSON
 
 DEADLY = {purpose: f"deadly to {purpose}" for purpose in ("draft", "act", "judge")}
-PURPOSES = {"people": "cast", "action": "act", "plausible": "judge", "lesson": "reflect"}
+PURPOSES = {"plan": "cast", "action": "act", "plausible": "judge", "lesson": "reflect"}
+PURPOSES |= dict.fromkeys(("stance", "again", "better"), "check")
 
 
 class Engine(ModelServer):
@@ -54,17 +55,18 @@ class Engine(ModelServer):
             step = next((words for words in DEADLY.values() if words in asked), "goes there")
             return json.dumps(
                 {
+                    "situation": "Somebody asks.",
                     "people": ["asker", "other"],
-                    "roles": [{"traits": "calm", "goal": "peace"}] * 2,
+                    "roles": [{"who": "somebody", "traits": "calm", "goal": "peace"}] * 2,
                     "objects": [{"name": "door", "state": "closed"}],
                     "plan": [step],
                 }
             )
         if purpose == "judge":
             seen = fields["observers"].get("items", {}).get("enum", [])
-            return json.dumps(
-                {"reason": "why not", "plausible": True, "observers": seen, "changes": [], "consequence": None}
-            )
+            told = next((words for words in DEADLY.values() if words in asked), "somebody goes there")
+            said = {"reason": "why not", "plausible": True, "observers": seen, "seen": told, "changes": []}
+            return json.dumps({**said, "consequence": None, "hurt": []})
         return None
 
     def die(self, why: str) -> None:

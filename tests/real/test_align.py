@@ -24,7 +24,7 @@ def test_from_questions_to_a_served_adapter(server: VLLMServer, tmp_path: Path) 
     questions.write_text("".join(json.dumps({"question": question}) + "\n" for question in QUESTIONS))
     recipe.write_text(RECIPE)
     out = tmp_path / "aligned"
-    scene = SceneConfig(roles=1, steps=1, max_answer_tokens=48)
+    scene = SceneConfig(roles=1, steps=1, max_answer_tokens=256)
     settings = Settings(base_url=server.base_url, api_key=SecretStr(server.api_key), scene=scene)
     options = AlignOptions(recipe=str(recipe), name="aligned-for-a-test")
     try:
