@@ -22,6 +22,9 @@ NAME_LENGTH = 60
 RESERVED_NAMES = frozenset({"modulator"})
 """Names, casefolded, that no role may have, because a reader of the trace would mistake whose words he reads."""
 
+OUTSIDE = "others outside"
+"""What stands for people who are not in the scene, where an action or a reflection says whom something harms."""
+
 Purpose = Literal["draft", "cast", "act", "judge", "recap", "reflect", "revise", "check", "feedback", "observe"]
 Status = Literal["finished", "blocked", "failed"]
 EndedBy = Literal["quiet", "max_rounds", "max_calls", "max_output_tokens", "max_seconds"]
@@ -163,7 +166,9 @@ class Event(_Record):
     )
     changes: list[Change]
     consequence: str | None = Field(description="Effect on people, good or bad; null if there is none.")
-    hurt: list[str] = Field(default=[], description="Roles that the action harms, in cast order.")
+    hurt: list[str] = Field(
+        default=[], description=f"Roles that the action harms, in cast order; {OUTSIDE!r} for people who are not there."
+    )
 
     @property
     def told(self) -> str:
@@ -243,7 +248,7 @@ class Outcome(_Record):
 class Reflection(_Record):
     """What the scene means for the draft."""
 
-    people: list[Outcome] = Field(description="In cast order.")
+    people: list[Outcome] = Field(description=f"In cast order, then {OUTSIDE!r}: people who are not in the scene.")
     lesson: str
     verdict: Verdict
 

@@ -2,8 +2,8 @@
 
 What always holds: a rejected action changes nothing, reaches nobody and has no consequence, and its actor alone is told
 why; objects change through accepted actions only, each change from the state that the one before it left; who observes
-whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard, which is not
-always what is done.
+whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard,
+which is not always what is done.
 
 Judging side by side and settling in order are reconciled so: every judgement of a round reads the same prompt with all
 its actions in settlement order, and takes those before its own as having just happened.
@@ -14,13 +14,13 @@ its actions in settlement order, and takes those before its own as having just h
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.ask import Answer, ChatMessage, parse_json
-from matrix_graph.records import Role, same_name
+from matrix_graph.records import OUTSIDE, Role, same_name
 from matrix_graph.scene import dialogue as chat
 from matrix_graph.scene.cast import described
 from matrix_graph.scene.prompts import fill, opening
@@ -30,6 +30,8 @@ from matrix_graph.scene.state import Action, Dialogue, Plain, SceneState, Unread
 
 _SENTENCE, _STATE, _TOLERANCE = 400, 180, 10
 # What a schema allows is three times what the prompt asks for, so that nothing ends in mid-word.
+Notice = Literal["sees", "later", "no"]
+"""Whether a person notices an action: sees or hears it, finds its result later, or does not notice it."""
 _NO_CONSEQUENCE = frozenset({"", "none", "null", "n/a", "nothing", "no consequence", "-"})
 
 
@@ -41,7 +43,8 @@ class _ObjectChange(BaseModel):
 class _Judgement(BaseModel):
     reason: str = Field(default="", max_length=_SENTENCE * _TOLERANCE)
     plausible: bool
-    observers: list[str] = []
+    notices: dict[str, Notice] = {}
+    observers: list[str] = []  # from a model that was not bound to the schema, or a judgement that was given by hand
     seen: str | None = Field(default=None, max_length=_SENTENCE * _TOLERANCE)
     changes: list[_ObjectChange] = []
     consequence: str | None = Field(default=None, max_length=_SENTENCE * _TOLERANCE)
@@ -92,14 +95,15 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
 
 async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[_Judgement]:
     others = _others(state, action["role"])
-    everybody = [role["name"] for role in _cast(state)["roles"]]
+    everybody = [*(role["name"] for role in _cast(state)["roles"]), OUTSIDE]
     objects = [thing["name"] for thing in _cast(state)["objects"]]
     parse = parse_json(_Judgement)
 
     def parse_judgement(text: str) -> _Judgement:
         judgement = parse(text)
         plausible = judgement.plausible or stage.config.modulator == "plausible_all"
-        observers = {_chosen(name, [*others, action["role"]], "observers") for name in judgement.observers}
+        noticing = [*judgement.observers, *(name for name, how in judgement.notices.items() if how != "no")]
+        observers = {_chosen(name, [*others, action["role"]], "notices") for name in noticing}
         hurt = {_chosen(name, everybody, "hurt") for name in judgement.hurt}
         seen = " ".join((judgement.seen or "").split())
         if stage.config.modulator != "everyone_sees" and seen.strip(".").casefold() in _NO_CONSEQUENCE:
@@ -137,6 +141,7 @@ def _opening(state: SceneState) -> list[ChatMessage]:
         "modulator",
         situation=cast.get("situation") or "-",
         question=state["question"],
+        outside=OUTSIDE,
         frame=fill("modulator", cast.get("stance") or "helps", ego=cast["ego"]),
         people=described([Role(**role) for role in cast["roles"]]),
     )
@@ -308,24 +313,21 @@ def _cast(state: SceneState) -> Plain:
 
 def _schema(others: list[str], everybody: list[str], objects: list[str], *, may_reject: bool = True) -> dict[str, Any]:
     sentence = {"type": "string", "minLength": 1, "maxLength": _SENTENCE}
-    change = {
-        "type": "object",
-        "properties": {
-            "object": {"type": "string", "enum": objects},
-            "after": {"type": "string", "minLength": 1, "maxLength": _STATE},
-        },
-        "required": ["object", "after"],
-        "additionalProperties": False,
-    }
-    properties = {
-        "reason": sentence,
-        "plausible": {"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
-        "observers": _some({"type": "string", "enum": others}, len(others)),
-        "seen": {"anyOf": [sentence, {"type": "null"}]},
-        "changes": _some(change, len(objects)),
-        "consequence": {"anyOf": [sentence, {"type": "null"}]},
-        "hurt": _some({"type": "string", "enum": everybody}, len(everybody)),
-    }
+    change = _object(
+        object={"type": "string", "enum": objects}, after={"type": "string", "minLength": 1, "maxLength": _STATE}
+    )
+    return _object(
+        reason=sentence,
+        plausible={"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
+        notices=_object(**dict.fromkeys(others, {"type": "string", "enum": list(get_args(Notice))})),
+        seen=sentence,
+        changes=_some(change, len(objects)),
+        consequence={"anyOf": [sentence, {"type": "null"}]},
+        hurt=_some({"type": "string", "enum": everybody}, len(everybody)),
+    )
+
+
+def _object(**properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError, SceneError
 from matrix_graph.models.ask import parse_json, parse_text
-from matrix_graph.records import Effect, Role, Verdict
+from matrix_graph.records import OUTSIDE, Effect, Role, Verdict
 from matrix_graph.scene.cast import described
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
@@ -58,12 +58,12 @@ async def reflect(stage: Stage, state: SceneState) -> Plain:
         stage.emit({"type": "reflection", "lesson": None, "verdict": "keep", "people": []})
         return ended
     stance = _cast(state)["stance"]
-    names = [role["name"] for role in _cast(state)["roles"]]
+    names = [*(role["name"] for role in _cast(state)["roles"]), OUTSIDE]
     verdicts = _VERDICTS[stance]
     answer = await stage.ask(
         "reflect",
         [
-            *opening("reflect", verdict=fill("reflect", f"verdict_{stance}")),
+            *opening("reflect", outside=OUTSIDE, verdict=fill("reflect", f"verdict_{stance}")),
             {"role": "user", "content": _asked(state)},
         ],
         _parse(names, verdicts),
