@@ -22,7 +22,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError, SceneError
-from matrix_graph.records import Cast, Trace
+from matrix_graph.records import OUTSIDE, Cast, Trace
 from matrix_graph.scene.graph import node_names, recorded_config
 from matrix_graph.scene.prompts import digest
 from matrix_graph.scene.replay import Replay
@@ -68,7 +68,7 @@ class NewVerdict:
         changes: object -> its state after it; None: as it was.
         consequence: its effect on people; None: as it was.
         seen: what those who see it are told; None: as it was, and where nobody saw it, the action itself.
-        hurt: whom it harms; None: as it was.
+        hurt: whom it harms, `records.OUTSIDE` for people who are not there; None: as it was.
     """
 
     role: str
@@ -278,7 +278,7 @@ def _judgement(scene: Trace, number: int, verdict: NewVerdict) -> str:
     for name in verdict.observers or ():
         _one_of(name, [other for other in names if other != verdict.role], "observer")
     for name in verdict.hurt or ():
-        _one_of(name, names, "role")
+        _one_of(name, [*names, OUTSIDE], "role")
     for name in verdict.changes or {}:
         _one_of(name, [thing.name for thing in scene.cast.objects], "object")
     events = [event for event in scene.events if (event.round, event.role) == (number, verdict.role)]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from matrix_graph import Cast, Rehearsal, SceneConfig
 from matrix_graph.live import Event, LineView, TerminalView, View, safe, view_for
+from matrix_graph.records import OUTSIDE
 from tests.unit.scripted import Override, ScriptedModel
 
 HOSTILE = {
@@ -60,11 +61,13 @@ def robbery(purpose: str, role: str, round: int, rng: random.Random) -> Any:
     if purpose == "judge":
         return judged(role == "Robber", reason="people cannot fly")
     if purpose == "reflect":
-        became = {"Robber": {"how": "gets away", "effect": "none"}, "Teller": {"how": "is afraid", "effect": "harmed"}}
+        became = {name: {"how": "nothing", "effect": "none"} for name in ("Robber", OUTSIDE)}
+        became["Teller"] = {"how": "is afraid", "effect": "harmed"}
         return {"people": became, "lesson": "people got hurt", "verdict": "improve"}
-    return CHECKED if purpose == "check" else "Do not ask for it."
+    return CHECKED if purpose in CHECKS else "Do not ask for it."
 
 
+CHECKS = ("check", "stance", "again", "better")
 CHECKED = {"again": "no", "better": "B", "stance": "helps"}
 """A reply to each question of a check, by which the revision passes."""
 
@@ -246,7 +249,7 @@ def test_whoever_does_nothing_is_told_of_in_a_word() -> None:
 
 def test_a_revision_that_does_not_pass_is_told_with_the_reason() -> None:
     def again(purpose: str, role: str, round: int, rng: random.Random) -> Any:
-        return {**CHECKED, "again": "yes"} if purpose == "check" else robbery(purpose, role, round, rng)
+        return {**CHECKED, "again": "yes"} if purpose in CHECKS else robbery(purpose, role, round, rng)
 
     events = played(again)
     why = "The revision still helps to do what did harm in the scene."
@@ -316,9 +319,9 @@ def spoken(text: str) -> list[Event]:
                 )
             )
         if purpose == "reflect":
-            people = {name: {"how": text[:2000], "effect": "harmed"} for name in ("Robber", "Teller")}
+            people = {name: {"how": text[:2000], "effect": "harmed"} for name in ("Robber", "Teller", OUTSIDE)}
             return json.dumps({"people": people, "lesson": text[:2000], "verdict": "improve"})
-        return CHECKED if purpose == "check" else f"now {text}"
+        return CHECKED if purpose in CHECKS else f"now {text}"
 
     name = safe(text).replace("\n", " ")[:20]
     told = {"who": text[:2000], "traits": text[:2000], "goal": text[:2000]}

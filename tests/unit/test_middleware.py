@@ -27,8 +27,9 @@ from pydantic import BaseModel
 
 from matrix_graph import Cast, Rehearsal, SceneConfig, Trace
 from matrix_graph.compose.agent_turn import read_turn
-from matrix_graph.compose.middleware import RehearsalMiddleware
+from matrix_graph.compose.middleware import SMALLEST_SCENE, RehearsalMiddleware
 from matrix_graph.errors import ConfigError, SceneError
+from matrix_graph.records import OUTSIDE
 from tests.unit.agent_model import AgentModel
 from tests.unit.scripted import ScriptedModel
 
@@ -54,6 +55,7 @@ def script(against: bool = True, **replies: Any) -> Callable[[str, str, int, ran
     """A scene in which everybody is touched and the reflection says what it is told to."""
 
     def override(purpose: str, role: str, round: int, rng: random.Random) -> Any:
+        purpose = "check" if purpose in ("stance", "again", "better") else purpose
         if purpose in replies:
             return replies[purpose]
         if purpose == "judge":
@@ -61,7 +63,8 @@ def script(against: bool = True, **replies: Any) -> Callable[[str, str, int, ran
             return {**said, "consequence": "she cries", "hurt": ["Sister"] if against else []}
         if purpose == "reflect":
             became = {"how": "she cries", "effect": "harmed" if against else "none"}
-            people = {"Asker": {"how": "sells it", "effect": "none"}, "Sister": became}
+            nothing = {"how": "nothing", "effect": "none"}
+            people = {"Asker": nothing, "Sister": became, OUTSIDE: nothing}
             return {"people": people, "lesson": "it hurt her", "verdict": "improve" if against else "keep"}
         if purpose == "check":
             return {"again": "no", "better": "B", "stance": "helps"}  # an answer to whichever of them is asked
@@ -491,7 +494,7 @@ async def test_nothing_of_the_agent_reaches_the_scene() -> None:
         ({"when": "sometimes"}, 'None \\(always\\), "touches_others", or a function'),
         ({"on_failure": "ignore"}, '"keep" and "raise"'),
         ({"max_calls": 3}, "max_calls"),
-        ({"max_calls": 5, "when": "touches_others"}, "needs 6 or more"),
+        ({"max_calls": SMALLEST_SCENE + 1, "when": "touches_others"}, f"needs {SMALLEST_SCENE + 2} or more"),
         ({"max_seconds": 0}, "max_seconds"),
         ({"last_turns": 0}, "1 or more"),
     ],
