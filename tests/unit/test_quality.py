@@ -11,7 +11,9 @@ from matrix_graph import Rehearsal, SceneConfig, Trace
 from matrix_graph.errors import ModelError
 from matrix_graph.evaluate.caricature import caricatures, exaggeration, individuation, sentences
 from matrix_graph.evaluate.leaks import leaks
-from matrix_graph.evaluate.quality import MEASURES, repetition, scene_measures, scene_quality
+from matrix_graph.evaluate.quality import scene_quality
+from matrix_graph.evaluate.scene_measures import repetition, scene_measures
+from matrix_graph.evaluate.scene_words import MEASURES
 from matrix_graph.records import Call, Cast, Change, Event, Message, Role, SocialObject, Usage
 from tests.unit.scripted import ScriptedModel
 
@@ -163,7 +165,7 @@ async def test_an_observation_told_twice_is_a_leak() -> None:
         for past in trace.events
         if call.role in past.observers and past.round < (call.round or 0)
     )
-    found = leaks(tell(trace, number, f"- {told.role}: {told.action}"))
+    found = leaks(tell(trace, number, f"- {told.told}"))
     assert {leak.kind for leak in found} == {"observation"}
 
 
