@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,7 +103,8 @@ class FolderEmbedder:
         limit = _json(parts[_TRANSFORMER] / "sentence_bert_config.json").get("max_seq_length")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(parts[_TRANSFORMER], local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(parts[_TRANSFORMER], local_files_only=True).eval()
+            with _no_progress_bar():
+                self._model: Any = AutoModel.from_pretrained(parts[_TRANSFORMER], local_files_only=True).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder} holds no embedding model that transformers can load: {error}") from error
         longest = getattr(self._model.config, "max_position_embeddings", None)
@@ -167,6 +169,20 @@ async def embedded(embedder: Embedder, texts: Sequence[str]) -> Vectors:
             "is needed."
         )
     return np.array(rows, dtype=float)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar of its own over the lines of a command."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _parts(folder: Path) -> dict[str, Path]:

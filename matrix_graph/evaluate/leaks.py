@@ -4,8 +4,8 @@ Why apart from the scene: the rule that nobody knows what they did not see is ch
 code that shares nothing with the code that sent it. What always holds: a role may be told its own profile and what it
 did and said, why something of its own could not happen, and what is seen and heard of each action that it observed,
 once, in a later round. Any other line of somebody's doing is a leak, and so is, wherever it stands: another's profile,
-an action that was not observed (yet), what nobody sees of one that was, a judgement, the plan and the draft that are the
-ego's alone.
+an action that was not observed (yet), what cannot be seen of one that was, a judgement, the plan and the draft that are
+the ego's alone.
 
 What cannot be told from text: a leak in other words; one of texts shorter than `SHORTEST`, which occur by chance; and
 one of an action that says what prompts said before it was done, as small models do that imitate their prompts.

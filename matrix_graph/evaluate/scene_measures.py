@@ -185,10 +185,10 @@ def depth(calls: Iterable[Call]) -> int:
 
 
 def _longest(calls: list[Call]) -> int:
-    """The most calls one after the other in a stage, whose calls go side by side by purpose and role."""
+    """The most calls one after the other in a stage, in which roles go side by side, and cast and stance."""
     chains: dict[tuple[str, str | None], int] = {}
     for call in calls:
-        key = (call.purpose, call.role)
+        key = ("act" if call.purpose == "recap" else call.purpose, call.role)
         if call.purpose == "check":  # several kinds side by side; a second try follows one that failed
             chains[key] = max(chains.get(key, 1), 2 if call.error is not None else 1)
         else:

@@ -19,12 +19,15 @@ _ROWS = 1024
 """Scenes that are compared with all questions at once."""
 
 
-async def tellings(traces: Iterable[Trace], embedder: Embedder) -> dict[str, dict[str, float]]:
+async def tellings(
+    traces: Iterable[Trace], embedder: Embedder, among: Iterable[str] = ()
+) -> dict[str, dict[str, float]]:
     """Tell of each scene whether its own question is the nearest of all questions.
 
     Args:
         traces: of scenes; failed ones are passed over, and their questions stay among those to choose from.
         embedder: the embedding model.
+        among: further questions to choose from, such as those of a run that are still to be played.
 
     Returns:
         By trace id: 1 or 0 under `NAME`; empty where there are fewer than two different questions.
@@ -33,9 +36,11 @@ async def tellings(traces: Iterable[Trace], embedder: Embedder) -> dict[str, dic
         ModelError: the embedding model fails, or returns something else than one vector a text.
     """
     questions: dict[str, int] = {}
+    for question in among:
+        questions.setdefault(_line(question), len(questions))
     scenes: list[tuple[str, int, str]] = []
     for trace in traces:
-        number = questions.setdefault(" ".join(trace.question.split()), len(questions))
+        number = questions.setdefault(_line(trace.question), len(questions))
         if trace.cast is not None and trace.status != "failed":
             scenes.append((trace.id, number, told(trace.cast)))
     if len(questions) < 2 or not scenes:
@@ -54,6 +59,10 @@ def told(cast: Cast) -> str:
     """What is read of a scene: the plan, and who the people are and what they want."""
     people = [", ".join(part for part in (role.name, role.who, role.goal) if part) for role in cast.roles]
     return ". ".join([*cast.plan, *people])
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _unit(vectors: Vectors) -> Vectors:
