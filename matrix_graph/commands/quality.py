@@ -82,10 +82,9 @@ quality.__doc__ = (quality.__doc__ or "") + "".join(
 
 def lines(found: Quality) -> list[str]:
     """What is printed of the quality of scenes: a line a figure, in groups."""
-    shown = [
-        f"{found.scenes} scenes, {found.failed} failed, {_counted(found.leaks, 'leak')}, "
-        f"{_counted(found.copied_replies, 'reply', 'replies')} refused as copied"
-    ]
+    shown = [f"{found.scenes} scenes, {found.failed} failed, {_counted(found.leaks, 'leak')}"]
+    if found.copied_replies:
+        shown.append(f"{_counted(found.copied_replies, 'reply', 'replies')} refused that copied a worked example")
     for group, names in GROUPS.items():
         some = [(name, found.measures.get(name)) for name in names]
         figures = [f"{name:22} {_figure(name, value)}" for name, value in some if value is not None]
