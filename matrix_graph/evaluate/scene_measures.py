@@ -24,8 +24,8 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:'[^\W_]
 """A word; of scripts that write none apart, a character."""
 _OPENING = 200
 """Characters of an answer in which a refusal says so."""
-_CUT_KNOWN = 2
-"""The schema version from which on strings that ended at a limit are recorded."""
+_CHECKED = 2
+"""The schema version from which on cut strings, checks of revisions, and whom an action hurts are recorded."""
 _PEOPLE = """
     person people man men woman women boy girl child children kid baby adult teenager husband wife partner boyfriend
     girlfriend father mother dad mom mum parent son daughter brother sister uncle aunt grandfather grandmother
@@ -60,7 +60,7 @@ def scene_measures(trace: Trace) -> dict[str, float]:
     if trace.cast is not None:
         found |= _of_cast(trace, trace.cast)
     found |= _of_play(trace) | _of_cuts(trace)
-    if trace.schema_version >= _CUT_KNOWN:
+    if trace.schema_version >= _CHECKED:
         found["revision proposed"] = float(trace.check is not None)
         if trace.check is not None:
             found["revision kept"] = float(trace.check.passed)
@@ -87,6 +87,8 @@ def _of_play(trace: Trace) -> dict[str, float]:
     if accepted:
         found["observers"] = fmean(len(event.observers) for event in accepted)
         found["consequences"] = fmean(event.consequence is not None for event in accepted)
+        if trace.schema_version >= _CHECKED:
+            found["hurt"] = fmean(bool(event.hurt) for event in accepted)
     if trace.cast is not None:
         others = len(trace.cast.roles) - 1
         if accepted and others:
@@ -104,7 +106,7 @@ def _of_cuts(trace: Trace) -> dict[str, float]:
     if replies:
         found["cut replies"] = fmean(call.finish_reason == "length" for call in replies)
     forms = [call for call in replies if call.completion.lstrip().startswith("{")]
-    if forms and trace.schema_version >= _CUT_KNOWN:
+    if forms and trace.schema_version >= _CHECKED:
         found["cut strings"] = fmean(any(name != "reply" for name in call.cut) for call in forms)
     wanted = "revise" if trace.revised else "draft"
     if any(call.purpose == wanted and call.error is None for call in trace.calls):

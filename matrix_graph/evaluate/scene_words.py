@@ -26,6 +26,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "seen by all": "share of accepted actions that all others observe",
         "changed objects": "share of objects that ever changed",
         "consequences": "share of accepted actions with a consequence",
+        "hurt": "share of accepted actions that hurt somebody",
         "individuation": "how often an action is nearer to its role's other actions than to the others'; 0.5 is "
         "chance; needs an embedding model",
         "exaggeration": "where actions lie between the topic without a persona (0) and the profile itself (1); needs "
@@ -70,6 +71,7 @@ SHARES = frozenset(
         "seen by all",
         "changed objects",
         "consequences",
+        "hurt",
         "revision proposed",
         "revision kept",
         "revised",
