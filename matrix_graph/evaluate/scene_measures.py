@@ -101,16 +101,13 @@ def _of_play(trace: Trace) -> dict[str, float]:
 
 
 def _of_cuts(trace: Trace) -> dict[str, float]:
-    found: dict[str, float] = {}
+    found = {"cut answers": float(trace.cut)}
     replies = [call for call in trace.calls if call.author == "model" and call.completion]
     if replies:
         found["cut replies"] = fmean(call.finish_reason == "length" for call in replies)
     forms = [call for call in replies if call.completion.lstrip().startswith("{")]
     if forms and trace.schema_version >= _CHECKED:
         found["cut strings"] = fmean(any(name != "reply" for name in call.cut) for call in forms)
-    wanted = "revise" if trace.revised else "draft"
-    if any(call.purpose == wanted and call.error is None for call in trace.calls):
-        found["cut answers"] = float(trace.cut)
     return found
 
 

@@ -60,7 +60,7 @@ def scene(*events: Event, **more: Any) -> Trace:
 def test_the_measures_of_a_scene_by_hand() -> None:
     opened = Change(object="door", before="shut", after="open")
     trace = scene(
-        event(1, "Ann", "knocks at the door", observers=("Bob", "Cem"), consequence="Bob is startled."),
+        event(1, "Ann", "knocks at the door", observers=("Bob", "Cem"), consequence="Bob is startled.", hurt=["Bob"]),
         event(2, "Bob", "opens the door wide", observers=("Ann",), changes=[opened]),
         event(2, "Cem", "flies away", plausible=False),
         event(3, "Ann", "Knocks at  the door"),
@@ -71,6 +71,7 @@ def test_the_measures_of_a_scene_by_hand() -> None:
     assert found["observers"] == pytest.approx((2 + 1 + 0) / 3)
     assert found["changed objects"] == 1 / 2
     assert found["consequences"] == pytest.approx(1 / 3)
+    assert found["hurt"] == pytest.approx(1 / 3) and found["cut answers"] == 0
     assert found["repeated actions"] == 1 / 4
     # Pairs after the first action: opens-the, the-door (again), door-wide, flies-away, and three that came all before.
     assert found["repetition"] == pytest.approx(4 / 7)
@@ -216,7 +217,7 @@ def test_what_was_cut() -> None:
     assert found["cut replies"] == 2 / 4 and found["cut answers"] == 1
     revised = scene(calls=[*calls, call("revise", "Knock.")], revised=True, answer="Knock.")
     assert scene_measures(revised)["cut answers"] == 0
-    assert "cut answers" not in scene_measures(scene(calls=calls[2:]))
+    assert scene_measures(scene(calls=calls[2:]))["cut answers"] == 0  # a draft that was given was not cut here
 
 
 def test_depth_counts_what_waits_for_each_other() -> None:
@@ -277,7 +278,7 @@ def test_what_becomes_of_drafts(before: Stance | None, more: dict[str, Any], exp
 def test_a_trace_of_the_first_version_has_what_it_tells() -> None:
     old = scene(event(1, "Ann", "knocks"), schema_version=1, revised=True, calls=[call("draft", "Knock.")])
     found = scene_measures(old)
-    assert not {"revision proposed", "revision kept", "cut strings"} & set(found)
+    assert not {"revision proposed", "revision kept", "cut strings", "hurt"} & set(found)
     assert found["cut replies"] == 0 and fate_of(old) is None
 
 
