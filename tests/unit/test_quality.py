@@ -71,7 +71,7 @@ def test_the_measures_of_a_scene_by_hand() -> None:
     assert found["observers"] == pytest.approx((2 + 1 + 0) / 3)
     assert found["changed objects"] == 1 / 2
     assert found["consequences"] == pytest.approx(1 / 3)
-    assert found["hurt"] == pytest.approx(1 / 3) and found["cut answers"] == 0
+    assert found["hurt"] == pytest.approx(1 / 3) and found["cut answers"] == 0 and "refused" not in found
     assert found["repeated actions"] == 1 / 4
     # Pairs after the first action: opens-the, the-door (again), door-wide, flies-away, and three that came all before.
     assert found["repetition"] == pytest.approx(4 / 7)
