@@ -2,9 +2,10 @@
 
 Why apart from the scene: the rule that nobody knows what they did not see is checked here on what was really sent, by
 code that shares nothing with the code that sent it. What always holds: a role may be told its own profile and what it
-did and said, why something of its own could not happen, and each action that it observed, once, in a later round. Any
-other line of somebody's doing is a leak, and so is, wherever it stands: another's profile, an action that was not
-observed (yet), a judgement, the plan and the draft that are the ego's alone.
+did and said, who everybody is, why something of its own could not happen, and of each action that it observed what
+could be seen of it, once, in a later round. Any other line of somebody's doing is a leak, and so is, wherever it
+stands: another's profile, an action or the sight of it that was not observed (yet), what was done where something else
+was seen, a judgement, the plan and the draft that are the ego's alone, the situation that nobody is told.
 
 What cannot be told from text: a leak in other words; one of texts shorter than `SHORTEST`, which occur by chance; and
 one of an action that says what prompts said before it was done, as small models do that imitate their prompts.
@@ -50,23 +51,23 @@ def _in_call(trace: Trace, cast: Cast, call: Call, before: list[Call]) -> Iterat
     name, round = call.role or "", call.round or 0
     profile = cast.role(name)
     own = [profile.name, profile.traits, profile.goal]
+    public = [text for role in cast.roles for text in (role.name, role.who)]
     if name == cast.ego:
         own += [*cast.plan, trace.question, trace.draft or ""]
-    own += [earlier.completion for earlier in before]
+    own += [text for earlier in before for text in (earlier.completion, earlier.completion.strip())]
     own += [event.action for event in trace.events if event.role == name]
     own += [event.reason for event in trace.events if event.role == name and event.round < round]
     seen = [event for event in trace.events if name in event.observers and event.round < round]
-    lines = [f"- {event.role}: {event.action}" for event in seen]
+    lines = [f"- {event.told}" for event in seen]
     heard = "\n".join(message.content for message in call.messages if message.role == "user")
-    for text in sorted((earlier.completion for earlier in before), key=len, reverse=True):
+    for text in sorted((earlier.completion.strip() for earlier in before), key=len, reverse=True):
         heard = heard.replace(text, "") if text else heard  # its summary may tell of others in lines like these
     for text in sorted([*lines, *own], key=len, reverse=True):
         heard = heard.replace(text, "", 1) if text else heard
-    names = "|".join(re.escape(role.name) for role in cast.roles)
-    for line in re.findall(rf"^- (?:{names}): .*$", heard, re.MULTILINE):
+    for line in re.findall(r"^- .*$", heard, re.MULTILINE):
         yield Leak(name, round, "observation", line.strip())
 
-    known = _flat("\n".join([*own, *lines, *(event.action for event in seen)]))
+    known = _flat("\n".join([*own, *public, *lines]))
     told = _flat("\n".join(message.content for message in call.messages))
     said = _flat("\n".join(message.content for message in call.messages if message.role != "system"))
     for secret in _secrets(trace, cast, name):
@@ -94,9 +95,11 @@ def _secrets(trace: Trace, cast: Cast, name: str) -> Iterator[_Secret]:
     if name != cast.ego:
         for text in (*cast.plan, trace.draft or "", trace.question):
             yield _Secret("plan", text, None)
+    yield _Secret("plan", cast.situation, None)
     for event in trace.events:
         if event.role != name:
             yield _Secret("action", event.action, event.round)
+            yield _Secret("action", event.seen or "", event.round)
             yield _Secret("judgement", event.reason, event.round)
         for text in (event.consequence or "", *(change.after for change in event.changes)):
             yield _Secret("judgement", text, event.round)
