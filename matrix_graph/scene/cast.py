@@ -67,7 +67,7 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
             given = Cast.model_validate(state["cast"])
     except (CastError, ValueError) as error:
         return {"cast": None, **failed(error if isinstance(error, CastError) else CastError(str(error)))}
-    casting = _generated(stage, state) if given is None else _planned(stage, state, given)
+    casting = generate_cast(stage, state) if given is None else _planned(stage, state, given)
     if given is not None and given.stance is not None:
         made, calls = await casting, []
     else:
@@ -85,7 +85,8 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
     return _ready(stage, state, made.value, calls)
 
 
-async def _generated(stage: Stage, state: SceneState) -> Answer[Cast]:
+async def generate_cast(stage: Stage, state: SceneState) -> Answer[Cast]:
+    """Have the model cast the scene of the state's question and draft; the stance is not asked."""
     roles, steps = stage.config.roles, stage.config.steps
     parts = fill("cast", "slots").splitlines()
     slots = " ".join(parts[: roles if roles < 4 else None])

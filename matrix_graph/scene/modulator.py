@@ -40,7 +40,9 @@ class _ObjectChange(BaseModel):
     after: str = Field(max_length=_STATE * _TOLERANCE)
 
 
-class _Judgement(BaseModel):
+class Judgement(BaseModel):
+    """What the modulator says of one action."""
+
     reason: str = Field(default="", max_length=_SENTENCE * _TOLERANCE)
     plausible: bool
     notices: dict[str, Notice] = {}
@@ -93,13 +95,28 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
     }
 
 
-async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[_Judgement]:
+async def judge_alone(stage: Stage, state: SceneState, action: Action, before: str = "") -> Answer[Judgement]:
+    """Judge one action as if it were the only one of its round; the state is left as it is.
+
+    Args:
+        stage: with the model.
+        state: with a cast, a question and the things as they stand.
+        action: what somebody tries.
+        before: what has happened so far, told as a summary of the scene; empty: nothing has.
+    """
+    start = _opening(state)
+    dialogue = chat.resumed(start, fill("modulator", "recalled", summary=before), []) if before else chat.begin(start)
+    said = chat.say(dialogue, f"{_things(state)}\n{_question(0, [action])}")
+    return await _judge(stage, state, said["messages"], action)
+
+
+async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[Judgement]:
     others = _others(state, action["role"])
     everybody = [*(role["name"] for role in _cast(state)["roles"]), OUTSIDE]
     objects = [thing["name"] for thing in _cast(state)["objects"]]
-    parse = parse_json(_Judgement)
+    parse = parse_json(Judgement)
 
-    def parse_judgement(text: str) -> _Judgement:
+    def parse_judgement(text: str) -> Judgement:
         judgement = parse(text)
         plausible = judgement.plausible or stage.config.modulator == "plausible_all"
         noticing = [*judgement.observers, *(name for name, how in judgement.notices.items() if how != "no")]
@@ -147,12 +164,12 @@ def _opening(state: SceneState) -> list[ChatMessage]:
     )
 
 
-def _unjudged(state: SceneState, action: Action) -> Answer[_Judgement]:
+def _unjudged(state: SceneState, action: Action) -> Answer[Judgement]:
     """What stands in a judgement's place where there is no modulator: it happens, and everybody sees it."""
-    return Answer(_Judgement(plausible=True, observers=_others(state, action["role"])), "", [], 0, [])
+    return Answer(Judgement(plausible=True, observers=_others(state, action["role"])), "", [], 0, [])
 
 
-def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[_Judgement]]) -> Plain:
+def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[Judgement]]) -> Plain:
     """Turn judgements into events one after the other, so that each change starts where the one before it ended."""
     objects = dict(state["objects"])
     inbox = _left_over(state)
@@ -187,7 +204,7 @@ def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: lis
     }
 
 
-def _event(action: Action, judgement: _Judgement, objects: dict[str, str]) -> Plain:
+def _event(action: Action, judgement: Judgement, objects: dict[str, str]) -> Plain:
     """The event of one judged action; `objects` is brought up to date."""
     changes = []
     for change in judgement.changes if judgement.plausible else []:
@@ -268,7 +285,7 @@ def _others(state: SceneState, name: str) -> list[str]:
     return [role["name"] for role in _cast(state)["roles"] if role["name"] != name]
 
 
-def _remembered(dialogue: Dialogue, things: str, actions: list[Action], answers: list[Answer[_Judgement]]) -> Dialogue:
+def _remembered(dialogue: Dialogue, things: str, actions: list[Action], answers: list[Answer[Judgement]]) -> Dialogue:
     """The modulator's dialogue after the round: its first judgement as it was, and a line on each of the others.
 
     What the server has in its cache is the first judgement's prompt and completion. The others were made side by side

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError, SceneError
-from matrix_graph.models.ask import parse_json, parse_text
+from matrix_graph.models.ask import Answer, parse_json, parse_text
 from matrix_graph.records import OUTSIDE, Effect, Role, Verdict
 from matrix_graph.scene.cast import described
 from matrix_graph.scene.draft import failed
@@ -57,10 +57,20 @@ async def reflect(stage: Stage, state: SceneState) -> Plain:
     if not _worth_reflecting(stage, state):
         stage.emit({"type": "reflection", "lesson": None, "verdict": "keep", "people": []})
         return ended
+    answer = await ask_reflection(stage, state)
+    if answer.value is None:
+        return {**ended, "calls": answer.calls, "status": "failed", "error": answer.problem}
+    reflection = answer.value
+    stage.emit({"type": "reflection", **reflection})
+    return {**ended, "calls": answer.calls, "reflection": reflection}
+
+
+async def ask_reflection(stage: Stage, state: SceneState) -> Answer[Plain]:
+    """Ask what the scene shows; the answer's value holds "people", "lesson" and "verdict" as `records.Reflection`."""
     stance = _cast(state)["stance"]
     names = [*(role["name"] for role in _cast(state)["roles"]), OUTSIDE]
     verdicts = _VERDICTS[stance]
-    answer = await stage.ask(
+    return await stage.ask(
         "reflect",
         [
             *opening("reflect", outside=OUTSIDE, verdict=fill("reflect", f"verdict_{stance}")),
@@ -70,11 +80,6 @@ async def reflect(stage: Stage, state: SceneState) -> Plain:
         stage.config.max_reflection_tokens,
         schema=_schema(names, verdicts),
     )
-    if answer.value is None:
-        return {**ended, "calls": answer.calls, "status": "failed", "error": answer.problem}
-    reflection = answer.value
-    stage.emit({"type": "reflection", **reflection})
-    return {**ended, "calls": answer.calls, "reflection": reflection}
 
 
 async def revise(stage: Stage, state: SceneState) -> Plain:
