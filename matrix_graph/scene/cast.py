@@ -218,7 +218,7 @@ def is_person(thing: str, roles: list[Role]) -> bool:
     for role in roles:
         who = _POSSESSIVE.sub("", role.who).split(" of ")[0].split(",")[0].split(" who ")[0]
         name, head = words_of(role.name), words_of(who)
-        if words == name or words == head or (len(words) == 1 and words[0] in name[-1:] + head[-1:]):
+        if words in (name, head) or (len(words) == 1 and words[0] in name[-1:] + head[-1:]):
             return True
     return False
 

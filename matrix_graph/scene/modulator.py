@@ -132,6 +132,9 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
                     name for name in others if name in observers or stage.config.modulator == "everyone_sees"
                 ],
                 "seen": seen or None,
+                "notices": {
+                    _chosen(name, [*others, action["role"]], "notices"): how for name, how in judgement.notices.items()
+                },
                 "hurt": [name for name in everybody if name in hurt],
                 "changes": [
                     change.model_copy(update={"object": _chosen(change.object, objects, "changes")})
@@ -333,10 +336,11 @@ def _schema(others: list[str], everybody: list[str], objects: list[str], *, may_
     change = _object(
         object={"type": "string", "enum": objects}, after={"type": "string", "minLength": 1, "maxLength": _STATE}
     )
+    notice = {"type": "string", "enum": list(get_args(Notice))}
     return _object(
         reason=sentence,
         plausible={"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
-        notices=_object(**dict.fromkeys(others, {"type": "string", "enum": list(get_args(Notice))})),
+        notices=_object(**{name: notice for name in others}),
         seen=sentence,
         changes=_some(change, len(objects)),
         consequence={"anyOf": [sentence, {"type": "null"}]},

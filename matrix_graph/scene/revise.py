@@ -118,18 +118,24 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
 
 
 def concluded(state: SceneState) -> Verdict:
-    """What is to be done with the draft: the reflection's verdict, within what the scene allows.
+    """What is to be done with the draft: the reflection's verdict, within what the scene shows.
 
-    A draft that declines is never turned into help where the deed did harm, or could not be done; it is made kinder.
+    Where somebody was harmed, a draft that helps is improved, and a draft that declines goes on declining, more kindly.
+    A draft that declines becomes help only if nobody was hurt, the plan could be carried out, and the reflection asks
+    for it.
     """
     reflection = state["reflection"]
     assert reflection is not None
     verdict: Verdict = reflection["verdict"]
-    if verdict == "help" and (harmful(state) or state["blocked"]):
+    if _cast(state)["stance"] == "helps":
+        return "improve" if verdict == "improve" or _harmed(reflection) else "keep"
+    if harmful(state):
         return "kinder"
-    if verdict == "kinder" and not harmful(state):
-        return "keep"  # nothing in the scene speaks for declining, and the reflection does not speak for helping
-    return verdict
+    return "help" if verdict == "help" and not state["blocked"] else "keep"
+
+
+def _harmed(reflection: Plain) -> bool:
+    return any(person["effect"] == "harmed" for person in reflection["people"])
 
 
 def _worth_reflecting(stage: Stage, state: SceneState) -> bool:

@@ -95,7 +95,11 @@ def marks_of(item: Item, value: Any) -> list[Mark]:
         return [Mark(about=f"{item.action.role}: {item.action.action}", expected=_possible(item.label), got=said)]
     if isinstance(item, ObserversItem):
         return [
-            Mark(about=name, expected=_notices(sees), got=None if value is None else _notices(name in value.observers))
+            Mark(
+                about=name,
+                expected=_notices(sees),
+                got=None if value is None else _notices(value.notices.get(name) == "sees"),
+            )
             for name, sees in item.label.items()
         ]
     if isinstance(item, EffectItem):
