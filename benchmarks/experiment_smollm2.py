@@ -36,11 +36,11 @@ from typing import Any
 
 from matrix_graph.evaluate import folder as evaluation
 from matrix_graph.evaluate.document import Section, Table, number, percent, to_markdown
-from matrix_graph.evaluate.quality import SHARES
 from matrix_graph.evaluate.records import AnswerRecord, Question, Verdict
 from matrix_graph.evaluate.refusals import REFUSAL_LISTS
 from matrix_graph.evaluate.results import work_out
 from matrix_graph.evaluate.results_document import interval, to_sections
+from matrix_graph.evaluate.scene_words import SHARES
 from matrix_graph.evaluate.statistics import Interval
 from matrix_graph.models.bundled import prepare_bundled_model
 from matrix_graph.train.record import TrainingRecord

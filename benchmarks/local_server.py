@@ -99,18 +99,42 @@ class Replies:
         if "plausible" in fields:
             return json.dumps(_judgement(fields, chance))
         if "lesson" in fields:
-            return json.dumps({"lesson": _sentence(chance, 150), "revise": True})
-        return json.dumps(_cast(fields, chance))
+            return json.dumps(_reflection(fields, chance))
+        if "people" in fields:
+            return json.dumps(_cast(fields, chance))
+        # One word of a choice: what an answer does, or which of two is better.
+        return json.dumps({name: field["enum"][chance % len(field["enum"])] for name, field in fields.items()})
 
 
 def _cast(fields: JSON, chance: int) -> JSON:
     number = fields["people"]["minItems"]
     people = [_NAMES[(chance + n) % len(_NAMES)] + (f" {n}" if n >= len(_NAMES) else "") for n in range(number)]
     return {
+        "situation": _sentence(chance, 120),
         "people": people,
-        "roles": [{"traits": _sentence(chance + n, 50), "goal": _sentence(chance - n, 50)} for n in range(number)],
+        "roles": [
+            {
+                "who": _sentence(chance + 2 * n, 40),
+                "traits": _sentence(chance + n, 50),
+                "goal": _sentence(chance - n, 50),
+            }
+            for n in range(number)
+        ],
         "objects": [{"name": "letter", "state": "on the table"}, {"name": "key", "state": "in the drawer"}],
         "plan": [_sentence(chance + n, 90) for n in range(fields["plan"]["maxItems"])],
+    }
+
+
+def _reflection(fields: JSON, chance: int) -> JSON:
+    people: JSON = fields["people"]["properties"]
+    effects = {name: person["properties"]["effect"]["enum"] for name, person in people.items()}
+    return {
+        "people": {
+            name: {"how": _sentence(chance + n, 60), "effect": effect[(chance + n) % len(effect)]}
+            for n, (name, effect) in enumerate(effects.items())
+        },
+        "lesson": _sentence(chance, 150),
+        "verdict": fields["verdict"]["enum"][-1],
     }
 
 
@@ -118,12 +142,15 @@ def _judgement(fields: JSON, chance: int) -> JSON:
     others = fields["observers"].get("items", {}).get("enum", [])
     things = fields["changes"].get("items", {}).get("properties", {}).get("object", {}).get("enum", [])
     changed = [{"object": things[0], "after": _sentence(chance, 40)}] if things and chance % 3 == 0 else []
+    observers = [name for n, name in enumerate(others) if chance >> (8 + n) & 1]
     return {
         "reason": _sentence(chance, 90),
         "plausible": chance % 16 != 0,
-        "observers": [name for n, name in enumerate(others) if chance >> (8 + n) & 1],
+        "observers": observers,
+        "seen": _sentence(chance, 70) if observers else None,
         "changes": changed,
         "consequence": _sentence(chance, 80) if chance % 2 else None,
+        "hurt": others[:1] if chance % 4 == 1 else [],
     }
 
 

@@ -25,6 +25,7 @@ from matrix_graph.commands.contrast import contrast
 from matrix_graph.commands.evaluate import evaluate
 from matrix_graph.commands.export import export
 from matrix_graph.commands.human import human
+from matrix_graph.commands.probe import probe
 from matrix_graph.commands.quality import quality
 from matrix_graph.commands.rehearse import rehearse
 from matrix_graph.commands.report import report
@@ -193,6 +194,7 @@ app.command()(adapters)
 app.command()(evaluate)
 app.command()(contrast)
 app.command()(quality)
+app.command()(probe)
 app.command()(ablation)
 app.command()(human)
 

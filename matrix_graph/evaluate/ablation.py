@@ -18,8 +18,9 @@ from matrix_graph.errors import ConfigError, TraceError
 from matrix_graph.evaluate import folder as evaluation
 from matrix_graph.evaluate.document import Section, Table, number, percent, to_html, to_markdown
 from matrix_graph.evaluate.plots import Whisker, whiskers
-from matrix_graph.evaluate.quality import MEASURES, SHARES, Quality, SceneFacts, facts_of, quality_of
+from matrix_graph.evaluate.quality import Quality, SceneFacts, facts_of, quality_of
 from matrix_graph.evaluate.results_document import interval
+from matrix_graph.evaluate.scene_words import MEASURES, SHARES
 from matrix_graph.evaluate.statistics import Interval, mean_interval
 from matrix_graph.files import replace_file
 from matrix_graph.traces.store import read_traces

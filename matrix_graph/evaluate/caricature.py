@@ -17,72 +17,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import SecretStr
+import numpy as np
 
-from matrix_graph.errors import ModelError, PrerequisiteError
-from matrix_graph.models.client.http import HTTPClient
+from matrix_graph.evaluate.embedding import Embedder, Vectors, embedded
 from matrix_graph.records import Trace
 
-try:
-    import numpy as np
-except ImportError as error:
-    raise PrerequisiteError("Caricature needs numpy. Install it with: pip install 'matrix-graph[evaluate]'") from error
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Vectors = NDArray[np.float64]
-
-MEASURES = {
-    "individuation": "how often an action is nearer to its role's other actions than to the others'; 0.5 is chance",
-    "exaggeration": "where actions lie between the topic without a persona (0) and the profile itself (1)",
-}
 CLOSEST = 0.05
-_AT_ONCE = 64
-"""Texts in one request."""
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*|\n+")
-
-
-class Embedder(Protocol):
-    """What turns texts into vectors; LangChain's `Embeddings` do."""
-
-    async def aembed_documents(self, texts: list[str], /) -> list[list[float]]:
-        """One vector a text, all of one length."""
-
-
-class ServerEmbedder:
-    """Embeddings from an OpenAI-compatible server's `/v1/embeddings`, such as vLLM's with an embedding model.
-
-    Args:
-        base_url: root of the API, with /v1.
-        model: the name of the embedding model there.
-        api_key: bearer token; None sends none.
-        give_up_after: seconds in which a request that failed is tried again.
-    """
-
-    def __init__(
-        self, base_url: str, model: str, *, api_key: SecretStr | None = None, give_up_after: float = 30.0
-    ) -> None:
-        key = api_key.get_secret_value() if api_key else None
-        self._client = HTTPClient(base_url, key=key, give_up_after=give_up_after)
-        self._model = model
-
-    async def aembed_documents(self, texts: list[str], /) -> list[list[float]]:
-        """One vector a text.
-
-        Raises:
-            ModelError: the server cannot be reached, or refuses.
-        """
-        vectors: list[list[float]] = []
-        for start in range(0, len(texts), _AT_ONCE):
-            part = texts[start : start + _AT_ONCE]
-            body = {"model": self._model, "input": part, "encoding_format": "float"}
-            vectors += await self._client.post("embeddings", body, partial(_vectors, count=len(part)))
-        return vectors
 
 
 async def caricatures(traces: Iterable[Trace], embedder: Embedder) -> dict[str, dict[str, float]]:
@@ -116,13 +59,7 @@ async def _of_scene(trace: Trace, embedder: Embedder) -> dict[str, float]:
     texts = list(dict.fromkeys([*topic, *_flat(personas.values()), *_flat(actions.values())]))
     if not texts:
         return {}
-    rows = await embedder.aembed_documents(texts)
-    if len(rows) != len(texts) or len({len(row) for row in rows}) != 1:
-        raise ModelError(
-            f"The embedding model returned {len(rows)} vectors for {len(texts)} texts; one of the same length for each "
-            "is needed."
-        )
-    place = dict(zip(texts, np.array(rows, dtype=float), strict=True))
+    place = dict(zip(texts, await embedded(embedder, texts), strict=True))
 
     def vectors(some: Sequence[str]) -> Vectors:
         return np.array([place[text] for text in some])
@@ -184,12 +121,3 @@ def _cosine(one: Vectors, other: Vectors) -> float:
 
 def _flat(lists: Iterable[Sequence[str]]) -> list[str]:
     return [text for texts in lists for text in texts]
-
-
-def _vectors(body: dict[str, Any], count: int) -> list[list[float]]:
-    """The vectors in a reply, in the order of the texts. Raises ValueError, TypeError or LookupError for garbage."""
-    data = body["data"]
-    if not isinstance(data, list) or len(data) != count:
-        raise ValueError(f"{count} embeddings were asked for")
-    ordered = sorted(data, key=lambda item: int(item["index"]))
-    return [[float(value) for value in item["embedding"]] for item in ordered]

@@ -67,7 +67,7 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
             given = Cast.model_validate(state["cast"])
     except (CastError, ValueError) as error:
         return {"cast": None, **failed(error if isinstance(error, CastError) else CastError(str(error)))}
-    casting = _generated(stage, state) if given is None else _planned(stage, state, given)
+    casting = generate_cast(stage, state) if given is None else _planned(stage, state, given)
     if given is not None and given.stance is not None:
         made, calls = await casting, []
     else:
@@ -85,7 +85,8 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
     return _ready(stage, state, made.value, calls)
 
 
-async def _generated(stage: Stage, state: SceneState) -> Answer[Cast]:
+async def generate_cast(stage: Stage, state: SceneState) -> Answer[Cast]:
+    """Have the model cast the scene of the state's question and draft; the stance is not asked."""
     roles, steps = stage.config.roles, stage.config.steps
     parts = fill("cast", "slots").splitlines()
     slots = " ".join(parts[: roles if roles < 4 else None])
@@ -217,7 +218,7 @@ def is_person(thing: str, roles: list[Role]) -> bool:
     for role in roles:
         who = _POSSESSIVE.sub("", role.who).split(" of ")[0].split(",")[0].split(" who ")[0]
         name, head = words_of(role.name), words_of(who)
-        if words == name or words == head or (len(words) == 1 and words[0] in name[-1:] + head[-1:]):
+        if words in (name, head) or (len(words) == 1 and words[0] in name[-1:] + head[-1:]):
             return True
     return False
 

@@ -7,7 +7,7 @@ itself brought up (the question names the same person, say) is not a copy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from matrix_graph.errors import CopiedError
 from matrix_graph.scene.prompts import examples
@@ -31,15 +31,32 @@ def refuse_copies(prompt: str, reply: object, own: str) -> None:
     Raises:
         CopiedError: says what was copied.
     """
-    shown = [text for example in examples(prompt) for text in _texts(example)]
+    found = copied_from(examples(prompt), reply, own)
+    if found is not None:
+        raise CopiedError(f"{found}; think of the question alone.")
+
+
+def copied_from(shown: Sequence[object], reply: object, own: str) -> str | None:
+    """Find a name or a whole text in a reply that stands in a worked example.
+
+    Args:
+        shown: the examples, as they come out of JSON.
+        reply: likewise.
+        own: what the scene itself brought up; a text that stands in it is not a copy.
+
+    Returns:
+        What is copied, as the beginning of a sentence; None if nothing is.
+    """
+    texts = [text for example in shown for text in _texts(example)]
+    names = _names_of(shown)
     known = own.casefold()
-    names = _names_of(prompt)
     for text in _texts(reply):
         for name in names:
             if name.casefold() not in known and re.search(rf"\b{re.escape(name)}\b", text):
-                raise CopiedError(f"{text[:80]!r} takes {name} from the example; think of the question alone.")
-        if text.casefold() not in known and any(same_words(text, other) for other in shown):
-            raise CopiedError(f"{text[:80]!r} is taken from the example; think of the question alone.")
+                return f"{text[:80]!r} takes {name} from the example"
+        if text.casefold() not in known and any(same_words(text, other) for other in texts):
+            return f"{text[:80]!r} is taken from the example"
+    return None
 
 
 def same_words(one: str, other: str, shortest: int = _SHORTEST) -> bool:
@@ -64,10 +81,10 @@ def words_of(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
-def _names_of(prompt: str) -> list[str]:
+def _names_of(shown: Sequence[object]) -> list[str]:
     """The names of the people in the examples, each word of them that begins with a capital letter."""
-    people = [example.get("people", ()) for example in examples(prompt) if isinstance(example, dict)]
-    return [word for names in people for name in names for word in _NAME.findall(name) if word[0].isupper()]
+    people = [example.get("people", ()) for example in shown if isinstance(example, dict)]
+    return [word for names in people for name in names for word in _NAME.findall(str(name)) if word[0].isupper()]
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -40,7 +40,9 @@ class _ObjectChange(BaseModel):
     after: str = Field(max_length=_STATE * _TOLERANCE)
 
 
-class _Judgement(BaseModel):
+class Judgement(BaseModel):
+    """What the modulator says of one action."""
+
     reason: str = Field(default="", max_length=_SENTENCE * _TOLERANCE)
     plausible: bool
     notices: dict[str, Notice] = {}
@@ -93,13 +95,28 @@ async def moderate(stage: Stage, state: SceneState) -> Plain:
     }
 
 
-async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[_Judgement]:
+async def judge_alone(stage: Stage, state: SceneState, action: Action, before: str = "") -> Answer[Judgement]:
+    """Judge one action as if it were the only one of its round; the state is left as it is.
+
+    Args:
+        stage: with the model.
+        state: with a cast, a question and the things as they stand.
+        action: what somebody tries.
+        before: what has happened so far, told as a summary of the scene; empty: nothing has.
+    """
+    start = _opening(state)
+    dialogue = chat.resumed(start, fill("modulator", "recalled", summary=before), []) if before else chat.begin(start)
+    said = chat.say(dialogue, f"{_things(state)}\n{_question(0, [action])}")
+    return await _judge(stage, state, said["messages"], action)
+
+
+async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], action: Action) -> Answer[Judgement]:
     others = _others(state, action["role"])
     everybody = [*(role["name"] for role in _cast(state)["roles"]), OUTSIDE]
     objects = [thing["name"] for thing in _cast(state)["objects"]]
-    parse = parse_json(_Judgement)
+    parse = parse_json(Judgement)
 
-    def parse_judgement(text: str) -> _Judgement:
+    def parse_judgement(text: str) -> Judgement:
         judgement = parse(text)
         plausible = judgement.plausible or stage.config.modulator == "plausible_all"
         noticing = [*judgement.observers, *(name for name, how in judgement.notices.items() if how != "no")]
@@ -115,6 +132,9 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
                     name for name in others if name in observers or stage.config.modulator == "everyone_sees"
                 ],
                 "seen": seen or None,
+                "notices": {
+                    _chosen(name, [*others, action["role"]], "notices"): how for name, how in judgement.notices.items()
+                },
                 "hurt": [name for name in everybody if name in hurt],
                 "changes": [
                     change.model_copy(update={"object": _chosen(change.object, objects, "changes")})
@@ -147,12 +167,12 @@ def _opening(state: SceneState) -> list[ChatMessage]:
     )
 
 
-def _unjudged(state: SceneState, action: Action) -> Answer[_Judgement]:
+def _unjudged(state: SceneState, action: Action) -> Answer[Judgement]:
     """What stands in a judgement's place where there is no modulator: it happens, and everybody sees it."""
-    return Answer(_Judgement(plausible=True, observers=_others(state, action["role"])), "", [], 0, [])
+    return Answer(Judgement(plausible=True, observers=_others(state, action["role"])), "", [], 0, [])
 
 
-def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[_Judgement]]) -> Plain:
+def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: list[Answer[Judgement]]) -> Plain:
     """Turn judgements into events one after the other, so that each change starts where the one before it ended."""
     objects = dict(state["objects"])
     inbox = _left_over(state)
@@ -187,7 +207,7 @@ def _settle(stage: Stage, state: SceneState, actions: list[Action], answers: lis
     }
 
 
-def _event(action: Action, judgement: _Judgement, objects: dict[str, str]) -> Plain:
+def _event(action: Action, judgement: Judgement, objects: dict[str, str]) -> Plain:
     """The event of one judged action; `objects` is brought up to date."""
     changes = []
     for change in judgement.changes if judgement.plausible else []:
@@ -268,7 +288,7 @@ def _others(state: SceneState, name: str) -> list[str]:
     return [role["name"] for role in _cast(state)["roles"] if role["name"] != name]
 
 
-def _remembered(dialogue: Dialogue, things: str, actions: list[Action], answers: list[Answer[_Judgement]]) -> Dialogue:
+def _remembered(dialogue: Dialogue, things: str, actions: list[Action], answers: list[Answer[Judgement]]) -> Dialogue:
     """The modulator's dialogue after the round: its first judgement as it was, and a line on each of the others.
 
     What the server has in its cache is the first judgement's prompt and completion. The others were made side by side
@@ -316,10 +336,11 @@ def _schema(others: list[str], everybody: list[str], objects: list[str], *, may_
     change = _object(
         object={"type": "string", "enum": objects}, after={"type": "string", "minLength": 1, "maxLength": _STATE}
     )
+    notice = {"type": "string", "enum": list(get_args(Notice))}
     return _object(
         reason=sentence,
         plausible={"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
-        notices=_object(**dict.fromkeys(others, {"type": "string", "enum": list(get_args(Notice))})),
+        notices=_object(**{name: notice for name in others}),
         seen=sentence,
         changes=_some(change, len(objects)),
         consequence={"anyOf": [sentence, {"type": "null"}]},

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError, SceneError
-from matrix_graph.models.ask import parse_json, parse_text
+from matrix_graph.models.ask import Answer, parse_json, parse_text
 from matrix_graph.records import OUTSIDE, Effect, Role, Verdict
 from matrix_graph.scene.cast import described
 from matrix_graph.scene.draft import failed
@@ -57,10 +57,20 @@ async def reflect(stage: Stage, state: SceneState) -> Plain:
     if not _worth_reflecting(stage, state):
         stage.emit({"type": "reflection", "lesson": None, "verdict": "keep", "people": []})
         return ended
+    answer = await ask_reflection(stage, state)
+    if answer.value is None:
+        return {**ended, "calls": answer.calls, "status": "failed", "error": answer.problem}
+    reflection = answer.value
+    stage.emit({"type": "reflection", **reflection})
+    return {**ended, "calls": answer.calls, "reflection": reflection}
+
+
+async def ask_reflection(stage: Stage, state: SceneState) -> Answer[Plain]:
+    """Ask what the scene shows; the answer's value holds "people", "lesson" and "verdict" as `records.Reflection`."""
     stance = _cast(state)["stance"]
     names = [*(role["name"] for role in _cast(state)["roles"]), OUTSIDE]
     verdicts = _VERDICTS[stance]
-    answer = await stage.ask(
+    return await stage.ask(
         "reflect",
         [
             *opening("reflect", outside=OUTSIDE, verdict=fill("reflect", f"verdict_{stance}")),
@@ -70,11 +80,6 @@ async def reflect(stage: Stage, state: SceneState) -> Plain:
         stage.config.max_reflection_tokens,
         schema=_schema(names, verdicts),
     )
-    if answer.value is None:
-        return {**ended, "calls": answer.calls, "status": "failed", "error": answer.problem}
-    reflection = answer.value
-    stage.emit({"type": "reflection", **reflection})
-    return {**ended, "calls": answer.calls, "reflection": reflection}
 
 
 async def revise(stage: Stage, state: SceneState) -> Plain:
@@ -113,18 +118,24 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
 
 
 def concluded(state: SceneState) -> Verdict:
-    """What is to be done with the draft: the reflection's verdict, within what the scene allows.
+    """What is to be done with the draft: the reflection's verdict, within what the scene shows.
 
-    A draft that declines is never turned into help where the deed did harm, or could not be done; it is made kinder.
+    Where somebody was harmed, a draft that helps is improved, and a draft that declines goes on declining, more kindly.
+    A draft that declines becomes help only if nobody was hurt, the plan could be carried out, and the reflection asks
+    for it.
     """
     reflection = state["reflection"]
     assert reflection is not None
     verdict: Verdict = reflection["verdict"]
-    if verdict == "help" and (harmful(state) or state["blocked"]):
+    if _cast(state)["stance"] == "helps":
+        return "improve" if verdict == "improve" or _harmed(reflection) else "keep"
+    if harmful(state):
         return "kinder"
-    if verdict == "kinder" and not harmful(state):
-        return "keep"  # nothing in the scene speaks for declining, and the reflection does not speak for helping
-    return verdict
+    return "help" if verdict == "help" and not state["blocked"] else "keep"
+
+
+def _harmed(reflection: Plain) -> bool:
+    return any(person["effect"] == "harmed" for person in reflection["people"])
 
 
 def _worth_reflecting(stage: Stage, state: SceneState) -> bool:

@@ -174,6 +174,7 @@ OPTIONS = {
     "export": "--out --format --include --json",
     "train": "--out --model --method --recipe --validation --resume --no-resume --json",
     "adapters": "--base-url --config --json",
+    "probe": "--model --base-url --config --kinds --out --errors --max-requests --json",
     "serve": "--model --adapter --port --config --json",
     "install-engine": "",
 }

@@ -18,7 +18,8 @@ from matrix_graph.commands.ablation import ablation
 from matrix_graph.commands.human import human
 from matrix_graph.commands.quality import quality
 from matrix_graph.errors import MatrixGraphError, ModelError
-from matrix_graph.evaluate.caricature import ServerEmbedder, caricatures
+from matrix_graph.evaluate.caricature import caricatures
+from matrix_graph.evaluate.embedding import ServerEmbedder
 from matrix_graph.evaluate.judge import Judge, judgements
 from matrix_graph.evaluate.judge_report import judge_reports
 from matrix_graph.traces.store import append_trace

@@ -11,10 +11,10 @@ from matrix_graph.evaluate import folder as evaluation
 from matrix_graph.evaluate.ablation import FULL, WITHOUT, AblationResults, variants, write_ablation
 from matrix_graph.evaluate.candidates.rehearsal import RehearsalCandidate
 from matrix_graph.evaluate.leaks import leaks
-from matrix_graph.evaluate.quality import scene_measures
 from matrix_graph.evaluate.records import Question
 from matrix_graph.evaluate.results import write_results
 from matrix_graph.evaluate.runner import Evaluation
+from matrix_graph.evaluate.scene_measures import scene_measures
 from matrix_graph.traces.store import read_traces
 from tests.unit.scripted import ScriptedModel
 

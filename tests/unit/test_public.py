@@ -97,7 +97,7 @@ SOURCES = {
         (("config",), ("scene", "compose", "traces", "batch", "evaluate", "commands", "cli")),
         (("models/",), ("scene", "compose", "traces", "config", "batch", "evaluate", "commands", "cli")),
         (("traces/", "train/"), ("scene", "compose", "batch", "evaluate", "commands", "cli")),
-        (("evaluate",), ("scene", "commands", "cli")),  # one of its candidates is the rehearsal, asked as people ask it
+        (("evaluate",), ("commands", "cli")),
         (("scene/",), ("compose", "traces", "batch", "evaluate", "commands", "cli")),
         (("compose/",), ("batch", "evaluate", "commands", "cli")),
     ],

@@ -1,18 +1,24 @@
 """Scene quality against hand-made traces, and leaks against real scenes that something was put into."""
 
+import json
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from matrix_graph import Rehearsal, SceneConfig, Trace
-from matrix_graph.errors import ModelError
+from matrix_graph.errors import ConfigError, ModelError
+from matrix_graph.evaluate import telling
 from matrix_graph.evaluate.caricature import caricatures, exaggeration, individuation, sentences
+from matrix_graph.evaluate.embedding import embedder_from
 from matrix_graph.evaluate.leaks import leaks
-from matrix_graph.evaluate.quality import MEASURES, repetition, scene_measures, scene_quality
-from matrix_graph.records import Call, Cast, Change, Event, Message, Role, SocialObject, Usage
+from matrix_graph.evaluate.quality import scene_quality
+from matrix_graph.evaluate.scene_measures import depth, fate_of, names_person, repeats, repetition, scene_measures
+from matrix_graph.evaluate.scene_words import FATES, GROUPS, MEASURES, SHARES, TURNED, WITH_EMBEDDER
+from matrix_graph.records import Call, Cast, Change, Check, Event, Message, Problem, Role, SocialObject, Stance, Usage
 from tests.unit.scripted import ScriptedModel
 from tests.unit.test_records import a_call
 
@@ -87,6 +93,200 @@ def test_failed_scenes_are_counted_and_left_out() -> None:
     assert found.measures["actions"] is not None and found.measures["actions"].scenes == 1
     assert found.measures["actions"].interval is None and found.measures["repetition"] is None
     assert set(found.measures) == set(MEASURES)
+
+
+EXAMPLE = {
+    "people": ["Maren", "Choir leader"],
+    "roles": [{"goal": "to know whether he is faithful"}, {"goal": "five new singers by spring"}],
+    "plan": ["takes the phone from the bedside table while he sleeps"],
+}
+
+
+def call(purpose: str, completion: str = "{}", **more: Any) -> Call:
+    plain = {
+        "role": None,
+        "round": None,
+        "messages": [],
+        "finish_reason": "stop",
+        "model": "m",
+        "sampling": {},
+        "usage": Usage(),
+        "seconds": 0.1,
+    }
+    return Call(**{"purpose": purpose, "completion": completion, **plain, **more})
+
+
+def shown(*, role: str = "system") -> Call:
+    """A call for a cast whose prompt shows the example."""
+    return call("cast", messages=[Message.model_validate({"role": role, "content": f"So:\n{json.dumps(EXAMPLE)}"})])
+
+
+def ann(**more: Any) -> Cast:
+    return Cast(ego="Ann", roles=[Role(name="Ann"), Role(name="Bob", **more)], plan=["knock at the door"])
+
+
+@pytest.mark.parametrize(
+    ("cast", "expected"),
+    [
+        (ann(), 0),
+        (ann(who="Maren's brother"), 1),
+        (ann(goal="wants to know whether he is faithful"), 1),
+        (ann().model_copy(update={"plan": ["takes the phone from the bedside table, while he sleeps"]}), 1),
+        (ann(goal="new singers"), 0),
+    ],
+)
+def test_copies_from_the_examples_of_the_prompt(cast: Cast, expected: float) -> None:
+    assert scene_measures(scene(cast=cast, calls=[shown()]))["copied"] == expected
+    # What the question itself brings up is no copy, and nobody can copy what was not shown.
+    own = "How does Maren, who takes the phone from the bedside table while he sleeps, know whether he is faithful?"
+    assert scene_measures(scene(cast=cast, calls=[shown()], question=own))["copied"] in (0, expected)
+    assert "copied" not in scene_measures(scene(cast=cast, calls=[shown(role="user")]))
+    assert "copied" not in scene_measures(scene(cast=cast))
+
+
+def test_refused_copies_are_counted_in_failed_scenes_too() -> None:
+    refused = call("cast", error=Problem(type="CopiedError", message="takes Maren"))
+    found = scene_quality([scene(calls=[refused, shown()]), scene(id="f", status="failed", calls=[refused, refused])])
+    assert found.copied_replies == 3 and found.measures["copied"] is not None
+    assert found.measures["copied"].scenes == 1
+
+
+@pytest.mark.parametrize(
+    ("thing", "expected"),
+    [
+        ("Bob", True),
+        ("the landlord", True),
+        ("Angry customers", True),
+        ("police", True),
+        ("neighbours on the stairs", True),
+        ("list of customers", False),
+        ("police report", False),
+        ("boss's desk", False),
+        ("door", False),
+    ],
+)
+def test_people_among_objects(thing: str, expected: bool) -> None:
+    cast = ann(who="Ann's landlord")
+    assert names_person(thing, cast) == expected
+    with_it = cast.model_copy(update={"objects": [SocialObject(name=n, state="as usual") for n in (thing, "lamp")]})
+    assert scene_measures(scene(cast=with_it))["people among objects"] == expected / 2
+
+
+def test_the_first_step_and_blocked_scenes() -> None:
+    tried = event(1, "Ann", "flies in", plausible=False)
+    found = scene_measures(scene(tried, event(2, "Ann", "knocks", observers=("Bob",)), status="blocked"))
+    assert found["first step rejected"] == 1 and found["blocked"] == 1
+    found = scene_measures(scene(event(1, "Ann", "knocks"), event(2, "Bob", "flies", plausible=False)))
+    assert found["first step rejected"] == 0 and found["blocked"] == 0
+    assert "first step rejected" not in scene_measures(scene(event(1, "Bob", "flies", plausible=False)))
+
+
+def test_repeats_are_the_same_persons_in_nearly_the_same_words() -> None:
+    events = [
+        event(1, "Ann", "asks the loud neighbour for quiet at night"),
+        event(1, "Bob", "shrugs"),
+        event(2, "Cem", "asks the loud neighbour for quiet at night"),
+        event(2, "Ann", "Asks the neighbour for quiet at night."),
+        event(3, "Bob", "Shrugs"),
+        event(3, "Ann", "asks the police for quiet"),
+    ]
+    assert repeats(events) == [False, False, False, True, True, False]
+    assert scene_measures(scene(*events))["repeated actions"] == pytest.approx(1 / 3)
+
+
+def test_seen_by_all_counts_accepted_actions_that_all_others_see() -> None:
+    events = [
+        event(1, "Ann", "knocks", observers=("Bob", "Cem")),
+        event(2, "Bob", "hides", observers=("Cem",)),
+        event(2, "Cem", "flies", plausible=False),
+    ]
+    assert scene_measures(scene(*events))["seen by all"] == 1 / 2
+    alone = Cast(ego="Ann", roles=[Role(name="Ann")])
+    assert "seen by all" not in scene_measures(scene(event(1, "Ann", "sleeps"), cast=alone))
+
+
+def test_what_was_cut() -> None:
+    calls = [
+        call("draft", "Knock and", finish_reason="length", cut=["reply"]),
+        call("cast", '{"plan": ["kno', finish_reason="length", cut=["reply"], error=Problem(type="E", message="m")),
+        call("cast", '{"plan": ["knocks at the d"]}', cut=["plan[0]"]),
+        call("judge", '{"plausible": true}'),
+        call("act", '{"action": "x"}', author="human"),
+    ]
+    found = scene_measures(scene(calls=calls))
+    assert found["cut strings"] == pytest.approx(1 / 3)
+    assert found["cut replies"] == 2 / 4 and found["cut answers"] == 1
+    revised = scene(calls=[*calls, call("revise", "Knock.")], revised=True, answer="Knock.")
+    assert scene_measures(revised)["cut answers"] == 0
+    assert scene_measures(scene(calls=calls[2:]))["cut answers"] == 0  # a draft that was given was not cut here
+
+
+def test_depth_counts_what_waits_for_each_other() -> None:
+    failed = Problem(type="ReplyError", message="no")
+    calls = [
+        call("draft"),
+        call("check"),  # beside the cast
+        call("cast", error=failed),
+        call("cast"),
+        call("judge", role="Ann", round=1),
+        call("recap", role="Ann", round=2),
+        call("act", role="Ann", round=2),
+        call("act", role="Bob", round=2),
+        call("judge", role="Ann", round=2),
+        call("judge", role="Bob", round=2),
+        call("reflect"),
+        call("revise"),
+        *[call("check")] * 3,
+    ]
+    assert depth(calls) == 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1
+    assert depth([*calls, call("check", error=failed)]) == depth(calls) + 1 and depth([]) == 0
+    found = scene_measures(scene(event(1, "Ann", "knocks"), event(2, "Bob", "opens"), calls=calls))
+    assert found["depth"] == 10 and found["calls per action"] == len(calls) / 2
+
+
+def checked(stance: Stance | None = "helps", *, passed: bool = True) -> Check:
+    return Check(proposed="p", harm=False, stance=stance, passed=passed, why="w")
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "expected"),
+    [
+        ("declines", {}, "declines, kept"),
+        ("declines", {"check": checked(passed=False)}, "declines, kept"),
+        ("declines", {"revised": True, "check": checked("declines")}, "declines, kinder"),
+        ("declines", {"revised": True, "check": checked("helps")}, "declines, then helps"),
+        ("helps", {}, "helps, kept"),
+        ("helps", {"revised": True, "check": checked("helps")}, "helps, improved"),
+        ("helps", {"revised": True, "check": checked("declines")}, "helps, then declines"),
+        # Not asked: how the answer opens tells it.
+        ("helps", {"revised": True, "check": checked(None)}, "helps, improved"),
+        ("helps", {"revised": True, "check": checked(None), "answer": "I\u2019m sorry, no."}, "helps, then declines"),
+        ("helps", {"revised": True, "check": checked(None), "answer": "Knock. " * 40 + "Sorry"}, "helps, improved"),
+        ("declines", {"revised": True, "answer": "I cannot help with that, but ..."}, "declines, kinder"),
+        (None, {"revised": True}, None),
+    ],
+)
+def test_what_becomes_of_drafts(before: Stance | None, more: dict[str, Any], expected: str | None) -> None:
+    trace = scene(cast=CAST.model_copy(update={"stance": before}), **more)
+    assert fate_of(trace) == expected
+    found = scene_quality([trace, scene(id="f", status="failed", cast=None)])
+    assert found.fates == ({fate: int(fate == expected) for fate in FATES} if expected else {})
+    assert found.turned == ({fate: ["t"] * (fate == expected) for fate in TURNED} if expected else {})
+    proposed = found.measures["revision proposed"]
+    assert proposed is not None and proposed.mean == ("check" in more)
+
+
+def test_a_trace_of_the_first_version_has_what_it_tells() -> None:
+    old = scene(event(1, "Ann", "knocks"), schema_version=1, revised=True, calls=[call("draft", "Knock.")])
+    found = scene_measures(old)
+    assert not {"revision proposed", "revision kept", "cut strings", "hurt"} & set(found)
+    assert found["cut replies"] == 0 and fate_of(old) is None
+
+
+def test_every_measure_has_its_words() -> None:
+    assert set(MEASURES) | WITH_EMBEDDER == {name for group in GROUPS.values() for name in group}
+    assert {telling.NAME, "individuation", "exaggeration"} == WITH_EMBEDDER
+    assert {name for group in GROUPS.values() for name in group} >= SHARES
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -245,6 +445,55 @@ async def test_an_embedding_model_that_loses_texts_is_an_error() -> None:
 
     with pytest.raises(ModelError, match="1 vectors for"):
         await caricatures([scene(event(1, "Ann", "knocks"))], Short())
+
+
+async def test_scenes_tell_their_question_if_it_is_the_nearest() -> None:
+    loud = Cast(ego="Ann", roles=[Role(name="Ann", goal="quiet")], plan=["knock"], situation="a loud party")
+    same = [scene(id=id, question=" How do I  knock?", cast=loud) for id in ("a", "b")]
+    other = scene(id="c", question="How do I party?", cast=loud)
+    lost = scene(id="f", question="How do I get quiet and knock?", status="failed")
+    found = await telling.tellings([*same, other], Counting())
+    assert found == {"a": {telling.NAME: 1}, "b": {telling.NAME: 1}, "c": {telling.NAME: 0}}
+    # A failed scene's question can still be the nearest, and so can one that is yet to be played.
+    assert (await telling.tellings([*same, lost], Counting()))["a"] == {telling.NAME: 0}
+    assert (await telling.tellings(same, Counting(), [lost.question]))["a"] == {telling.NAME: 0}
+    assert await telling.tellings(same, Counting()) == {}
+    assert scene_quality([other], found).measures[telling.NAME] is not None
+
+
+def test_a_folder_that_pools_in_another_way_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="an embedding model in a folder needs the extra train")
+    with pytest.raises(ConfigError, match="can load"):
+        embedder_from(str(tmp_path))
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "st.models.Pooling", "path": "1"}]))
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(ConfigError, match="pools by max"):
+        embedder_from(str(tmp_path))
+    for kind, path in (("Dense", "1"), ("Pooling", "..")):
+        (tmp_path / "modules.json").write_text(json.dumps([{"type": f"st.models.{kind}", "path": path}]))
+        with pytest.raises(ConfigError, match=f"a part '{kind}'"):
+            embedder_from(str(tmp_path))
+
+
+async def test_a_folder_embeds_by_the_mean_of_its_tokens(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="an embedding model in a folder needs the extra train")
+    transformers = pytest.importorskip("transformers", reason="an embedding model in a folder needs the extra train")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "knock", "quiet", "loud"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.BertModel(config).eval()
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 5}))
+    found = np.array(await embedder_from(str(tmp_path)).aembed_documents(["knock", "quiet loud quiet loud"]))
+    with torch.inference_mode():
+        tokens = model(torch.tensor([[2, 6, 7, 6, 3]])).last_hidden_state[0].mean(0).numpy()
+    assert np.allclose(np.linalg.norm(found, axis=1), 1) and found.shape == (2, 8)
+    assert np.allclose(found[1], tokens / np.linalg.norm(tokens), atol=1e-5)
 
 
 def test_sentences() -> None:
