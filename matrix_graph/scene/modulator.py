@@ -2,8 +2,8 @@
 
 What always holds: a rejected action changes nothing, reaches nobody and has no consequence, and its actor alone is told
 why; objects change through accepted actions only, each change from the state that the one before it left; who observes
-whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard, which is not
-always what is done.
+whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard, which is
+not always what is done.
 
 Judging side by side and settling in order are reconciled so: every judgement of a round reads the same prompt with all
 its actions in settlement order, and takes those before its own as having just happened.
@@ -102,8 +102,9 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         observers = {_chosen(name, [*others, action["role"]], "observers") for name in judgement.observers}
         hurt = {_chosen(name, everybody, "hurt") for name in judgement.hurt}
         seen = " ".join((judgement.seen or "").split())
-        if stage.config.modulator != "everyone_sees" and seen.strip(".").casefold() in _NO_CONSEQUENCE:
-            observers = set()  # what cannot be seen or heard reaches nobody
+        if seen.strip(".").casefold() in _NO_CONSEQUENCE:
+            # What cannot be seen or heard reaches nobody; who is to see it all the same is told the action.
+            seen, observers = "", set()
         return judgement.model_copy(
             update={
                 "plausible": plausible,

@@ -20,8 +20,10 @@ from matrix_graph.scene.state import Plain, SceneState
 Choice = TypeVar("Choice", bound=str)
 Preferred = Literal["draft", "revision"]
 
-_CHOICE_TOKENS = 48
+CHOICE_TOKENS = 48
 """Room for one word in a JSON object."""
+CHECKS = 3
+"""Calls of the check of a revision, which are in flight together."""
 
 
 async def ask_stance(stage: Stage, question: str, answer: str) -> Answer[Stance]:
@@ -137,7 +139,7 @@ async def _choose(stage: Stage, section: str, request: str, key: str, choices: t
         "check",
         [*opening("stance", section), {"role": "user", "content": request}],
         parse,
-        _CHOICE_TOKENS,
+        CHOICE_TOKENS,
         schema={
             "type": "object",
             "properties": {key: {"type": "string", "enum": list(choices)}},
