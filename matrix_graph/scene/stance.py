@@ -7,11 +7,12 @@ together, and only a proposed revision is checked.
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any, Literal, TypeVar
 
+from pydantic import RootModel
+
 from matrix_graph.errors import ReplyError
-from matrix_graph.models.ask import Answer
+from matrix_graph.models.ask import Answer, parse_json
 from matrix_graph.records import Stance
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
@@ -122,13 +123,13 @@ def _objection(
 
 
 async def _choose(stage: Stage, section: str, request: str, key: str, choices: tuple[Choice, ...]) -> Answer[Choice]:
+    read = parse_json(RootModel[dict[str, Any]])
+
     def parse(text: str) -> Choice:
-        word = text
-        if (start := text.find("{")) >= 0:
-            try:
-                word = str(json.loads(text[start : text.rfind("}") + 1])[key])
-            except (ValueError, LookupError, TypeError):
-                word = text
+        try:
+            word = str(read(text).root[key])
+        except (ReplyError, KeyError):
+            word = text
         folded = word.strip().strip(".\"'").casefold()
         for choice in choices:
             if folded == choice.casefold():

@@ -25,7 +25,9 @@ else:
     from tests.integration.random_reply import JSON
 
 DEADLY = {purpose: f"deadly to {purpose}" for purpose in ("draft", "act", "judge")}
-PURPOSES = {"people": "cast", "action": "act", "plausible": "judge", "lesson": "reflect"}
+PURPOSES = {"plan": "cast", "action": "act", "plausible": "judge", "lesson": "reflect"} | dict.fromkeys(
+    ("stance", "again", "better"), "check"
+)
 
 
 class Engine(ModelServer):
@@ -55,15 +57,26 @@ class Engine(ModelServer):
             return json.dumps(
                 {
                     "people": ["asker", "other"],
-                    "roles": [{"traits": "calm", "goal": "peace"}] * 2,
+                    "situation": "Somebody asks",
+                    "roles": [{"who": "one of two", "traits": "calm", "goal": "peace"}] * 2,
                     "objects": [{"name": "door", "state": "closed"}],
                     "plan": [step],
                 }
             )
+        if "stance" in fields:
+            return json.dumps({"stance": "helps"})
         if purpose == "judge":
             seen = fields["observers"].get("items", {}).get("enum", [])
             return json.dumps(
-                {"reason": "why not", "plausible": True, "observers": seen, "changes": [], "consequence": None}
+                {
+                    "reason": "why not",
+                    "plausible": True,
+                    "observers": seen,
+                    "seen": "somebody moves",
+                    "changes": [],
+                    "consequence": None,
+                    "hurt": [],
+                }
             )
         return None
 
