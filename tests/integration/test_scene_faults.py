@@ -431,7 +431,7 @@ def test_a_key_that_is_revoked(server: ModelServer, tmp_path: Path, which: str, 
     check(trace, tmp_path)
     assert trace.status == "failed" and trace.error is not None
     assert any("HTTP 401" in call.error.message for call in trace.calls if call.error)
-    assert "secret" not in trace.to_json_line()
+    assert "a-secret-key" not in trace.to_json_line()
 
 
 class Unlisted(ModelServer):

@@ -22,8 +22,9 @@ from langgraph.graph import END, START, StateGraph
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, Trace
 from matrix_graph.scene.cast import introduced
 from matrix_graph.scene.prompts import opening
+from matrix_graph.scene.role import spoken
 from tests.integration.model_server import Fault, ModelServer
-from tests.integration.random_reply import JSON, Reply
+from tests.integration.random_reply import JSON, Reply, digest
 from tests.integration.scenes import busy, client, depth, full_cast, purpose, received, sent, told
 from tests.unit import invariants
 
@@ -243,7 +244,7 @@ def test_dialogues_fit_the_context_even_if_each_byte_is_a_token(server: ModelSer
     """As for Chinese or Arabic with the tokenizer of a small model."""
 
     def counted(body: JSON) -> Reply:
-        text = full_cast(body) or json.dumps({"action": "问他为什么把门关上了，" * 5}, ensure_ascii=False)
+        text = full_cast(body) or spoken(f"{digest(body)}，{'问他为什么把门关上了，' * 5}")
         read = sum(len(message["content"].encode()) for message in body["messages"])
         return Reply(text, usage={"prompt_tokens": read, "completion_tokens": len(text.encode())})
 

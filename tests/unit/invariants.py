@@ -293,8 +293,8 @@ def _asked(call: Call) -> str:
 def _choice(call: Call) -> str | None:
     if call.error is not None:
         return None
-    found = re.findall(r"\b(helps|declines|yes|no|A|B)\b", call.completion)
-    return str(found[-1])
+    found = re.findall(r'"(?:stance|again|better)":\s*"(\w+)"', call.completion)
+    return str(found[-1]) if found else call.completion.strip().strip(".\"'")
 
 
 def failure(trace: Trace) -> None:
@@ -372,7 +372,7 @@ def told_what_the_draft_said(trace: Trace) -> None:
         text = _text(call)
         assert trace.question in text, f"{call.purpose} does not know the question"
         assert cast.situation in text, f"{call.purpose} does not know the situation"
-        assert re.search(rf"\b{re.escape(cast.ego)}(?!\w)|^{re.escape(cast.ego)}", text, re.MULTILINE)
+        assert cast.ego in text, f"{call.purpose} does not know who asked"
         if call.purpose != "judge":
             assert str(trace.draft) in text
         if call.purpose != "revise":
@@ -413,7 +413,7 @@ def cuts(trace: Trace) -> None:
         schema = (call.sampling.get("structured_outputs") or {}).get("json")
         try:
             value = json.loads(call.completion)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if schema is not None:
             assert set(call.cut) - {"reply"} == set(_full(value, schema, ""))
@@ -430,7 +430,7 @@ def _full(value: Any, schema: dict[str, Any], path: str) -> list[str]:
     elif isinstance(value, list) and "items" in schema:
         parts = [(f"{path}[{number}]", part, schema["items"]) for number, part in enumerate(value)]
     else:
-        return [path] if isinstance(value, str) and len(value) == schema.get("maxLength") else []
+        return [path] if isinstance(value, str) and len(value) >= schema.get("maxLength", len(value) + 1) else []
     return [found for name, part, inner in parts for found in _full(part, inner, name)]
 
 
