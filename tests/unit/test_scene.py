@@ -23,8 +23,8 @@ models = st.builds(
     ScriptedModel,
     seed=st.integers(0, 2**32),
     plausible=st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]),
-    nonsense=st.sampled_from([0.0, 0.0, 0.1, 0.4, 1.0]),
-    broken=st.sampled_from([0.0, 0.0, 0.05, 0.3]),
+    nonsense=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.1, 0.4, 1.0]),
+    broken=st.sampled_from([0.0, 0.0, 0.0, 0.02, 0.3]),
     harmless=st.sampled_from([0.0, 0.5, 1.0]),
     unseen=st.sampled_from([0.0, 0.3, 1.0]),
     hurtful=st.sampled_from([0.0, 0.0, 0.5]),
@@ -40,8 +40,8 @@ configs = st.builds(
     roles=st.integers(1, 5),
     steps=st.integers(1, 5),
     max_rounds=st.none() | st.integers(1, 9),
-    max_calls=st.sampled_from([6, 20, 60, 500]),
-    max_output_tokens=st.sampled_from([256, 3_000, 20_000, 100_000]),
+    max_calls=st.sampled_from([6, 30, 80, 500, 500]),
+    max_output_tokens=st.sampled_from([256, 12_000, 30_000, 100_000, 100_000]),
     context_length=st.sampled_from([1024, 4096, None]),
 )
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
