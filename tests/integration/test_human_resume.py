@@ -141,8 +141,8 @@ def step(way: str, file: Path, what: str) -> dict[str, Any]:
 def test_a_human_answers_in_another_process(ways: tuple[str, str, str], tmp_path: Path) -> None:
     file = tmp_path / "scene.sqlite"
     begun = step(ways[0], file, "begin")
-    assert begun["status"] == "waiting" and begun["calls"] == 4, (
-        "the draft, its stance, the situation, and the judgement of the first step"
+    assert begun["status"] == "waiting" and begun["calls"] == 3, (
+        "the draft, its stance, and the judgement of the first step"
     )
     second = step(ways[1], file, "answer")
     assert second["status"] == "waiting"
