@@ -70,7 +70,7 @@ class SceneConfig(BaseModel):
     max_reflection_tokens: int = Field(
         default=640, ge=32, description="The longest reflection and the longest summary of a dialogue, in tokens."
     )
-    max_calls: int = Field(default=500, ge=4, description="The most model calls of one scene, repeats included.")
+    max_calls: int = Field(default=500, ge=6, description="The most model calls of one scene, repeats included.")
     max_output_tokens: int = Field(default=100_000, ge=256, description="The most generated tokens of one scene.")
     max_seconds: float = Field(default=3600.0, gt=0, description="The longest a scene may take, in seconds.")
     max_player_seconds: float = Field(

@@ -42,7 +42,7 @@ except ImportError as error:  # pragma: no cover - the tests have it; one of the
 When = Callable[[Any], bool | Awaitable[bool]] | Literal["touches_others"]
 """Which answers deserve a rehearsal: a function of the agent's state, sync or async; or one question to the model."""
 
-SMALLEST_SCENE = 4
+SMALLEST_SCENE = 6
 """Model calls that `SceneConfig.max_calls` allows at least."""
 
 _QUIET: RunnableConfig = {"tags": [TAG_NOSTREAM], "run_name": "rehearsal"}

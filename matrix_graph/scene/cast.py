@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import CastError, ReplyError
-from matrix_graph.models.ask import Answer, parse_json
+from matrix_graph.models.ask import TRIES, Answer, parse_json
 from matrix_graph.records import NAME_LENGTH, RESERVED_NAMES, Cast, Role, SocialObject, same_name
 from matrix_graph.scene.copying import refuse_copies, same_words, words_of
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
-from matrix_graph.scene.stance import ask_stance
+from matrix_graph.scene.stance import CHOICE_TOKENS, ask_stance
 from matrix_graph.scene.state import Plain, SceneState, plain
 
 MOST_OBJECTS = 3
@@ -67,7 +67,9 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
             given = Cast.model_validate(state["cast"])
     except (CastError, ValueError) as error:
         return {"cast": None, **failed(error if isinstance(error, CastError) else CastError(str(error)))}
-    casting = generate_cast(stage, state) if given is None else _planned(stage, state, given)
+    asked = given is None or given.stance is None
+    aside = stage.without(CHOICE_TOKENS * TRIES) if asked else stage
+    casting = generate_cast(aside, state) if given is None else _planned(aside, state, given)
     if given is not None and given.stance is not None:
         made, calls = await casting, []
     else:

@@ -2,8 +2,8 @@
 
 What always holds: a rejected action changes nothing, reaches nobody and has no consequence, and its actor alone is told
 why; objects change through accepted actions only, each change from the state that the one before it left; who observes
-whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard,
-which is not always what is done.
+whom is chosen from the cast, and nobody observes themselves; observers are told what can be seen and heard, which is
+not always what is done.
 
 Judging side by side and settling in order are reconciled so: every judgement of a round reads the same prompt with all
 its actions in settlement order, and takes those before its own as having just happened.
@@ -123,8 +123,9 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         observers = {_chosen(name, [*others, action["role"]], "notices") for name in noticing}
         hurt = {_chosen(name, everybody, "hurt") for name in judgement.hurt}
         seen = " ".join((judgement.seen or "").split())
-        if stage.config.modulator != "everyone_sees" and seen.strip(".").casefold() in _NO_CONSEQUENCE:
-            observers = set()  # what cannot be seen or heard reaches nobody
+        if seen.strip(".").casefold() in _NO_CONSEQUENCE:
+            # What cannot be seen or heard reaches nobody; who is to see it all the same is told the action.
+            seen, observers = "", set()
         return judgement.model_copy(
             update={
                 "plausible": plausible,
@@ -275,7 +276,8 @@ def _question(position: int, actions: list[Action]) -> str:
     action = actions[position]
     if len(actions) == 1:
         return fill("modulator", "judge_only", role=action["role"], action=action["action"])
-    which = fill("modulator", "judge_later" if position else "judge_first", number=position + 1, role=action["role"])
+    section = "judge_later" if position else "judge_first"
+    which = fill("modulator", section, number=position + 1, role=action["role"], action=action["action"])
     return f"{_listed(actions)}\n{which}"
 
 

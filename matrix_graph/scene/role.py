@@ -129,7 +129,12 @@ def checked_action(action: str) -> str:
 
 async def _modelled(stage: Stage, task: RoleTask, messages: list[ChatMessage]) -> Answer[str]:
     name = task["profile"]["name"]
-    done = [action for message in messages if message["role"] == "assistant" for action in _actions_in(message)]
+    done = [
+        _without_name(action, name)
+        for message in messages
+        if message["role"] == "assistant"
+        for action in _actions_in(message)
+    ]
     told = "\n".join(message["content"] for message in messages[1:])
 
     def parse(text: str) -> str:

@@ -8,10 +8,9 @@ from matrix_graph.config import LONGEST_ANSWER, SceneConfig
 from matrix_graph.models.ask import TRIES
 from matrix_graph.records import EndedBy
 from matrix_graph.scene.stage import PLAY_SHARE
+from matrix_graph.scene.stance import CHECKS, CHOICE_TOKENS
 from matrix_graph.scene.state import RoleTask, SceneState
 
-CHECKS = 3
-"""Calls of the check of a revision, which are in flight together."""
 CLOSING_CALLS = (2 + CHECKS) * TRIES
 """Calls that reflection, revision and its check may still need when play ends."""
 
@@ -99,5 +98,7 @@ def _limit(state: SceneState, config: SceneConfig, actors: int) -> EndedBy | Non
     tokens = sum(call["usage"]["output_tokens"] for call in state["calls"])
     tokens += actors * TRIES * (config.max_action_tokens + config.max_judgement_tokens)
     tokens += (actors + 1) * TRIES * config.max_reflection_tokens
-    tokens += TRIES * (config.max_reflection_tokens + (config.max_answer_tokens or LONGEST_ANSWER))
+    tokens += TRIES * (
+        config.max_reflection_tokens + (config.max_answer_tokens or LONGEST_ANSWER) + CHECKS * CHOICE_TOKENS
+    )
     return "max_output_tokens" if tokens > config.max_output_tokens else None

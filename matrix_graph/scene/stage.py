@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel
@@ -101,6 +101,10 @@ class Stage:
                 seconds=self.seconds_left(purpose),
             ),
         )
+
+    def without(self, tokens: int) -> Stage:
+        """The stage with so many tokens less to generate: those that a call at its side may take."""
+        return self if self.tokens_left is None else replace(self, tokens_left=max(0, self.tokens_left - tokens))
 
     @property
     def answer_tokens(self) -> int:

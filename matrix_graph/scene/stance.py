@@ -7,11 +7,12 @@ together, and only a proposed revision is checked.
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any, Literal, TypeVar
 
+from pydantic import RootModel
+
 from matrix_graph.errors import ReplyError
-from matrix_graph.models.ask import Answer
+from matrix_graph.models.ask import Answer, parse_json
 from matrix_graph.records import Stance
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
@@ -20,8 +21,10 @@ from matrix_graph.scene.state import Plain, SceneState
 Choice = TypeVar("Choice", bound=str)
 Preferred = Literal["draft", "revision"]
 
-_CHOICE_TOKENS = 48
+CHOICE_TOKENS = 48
 """Room for one word in a JSON object."""
+CHECKS = 3
+"""Calls of the check of a revision, which are in flight together."""
 
 
 async def ask_stance(stage: Stage, question: str, answer: str) -> Answer[Stance]:
@@ -120,13 +123,13 @@ def _objection(
 
 
 async def _choose(stage: Stage, section: str, request: str, key: str, choices: tuple[Choice, ...]) -> Answer[Choice]:
+    read = parse_json(RootModel[dict[str, Any]])
+
     def parse(text: str) -> Choice:
-        word = text
-        if (start := text.find("{")) >= 0:
-            try:
-                word = str(json.loads(text[start : text.rfind("}") + 1])[key])
-            except (ValueError, LookupError, TypeError):
-                word = text
+        try:
+            word = str(read(text).root[key])
+        except (ReplyError, KeyError):
+            word = text
         folded = word.strip().strip(".\"'").casefold()
         for choice in choices:
             if folded == choice.casefold():
@@ -137,7 +140,7 @@ async def _choose(stage: Stage, section: str, request: str, key: str, choices: t
         "check",
         [*opening("stance", section), {"role": "user", "content": request}],
         parse,
-        _CHOICE_TOKENS,
+        CHOICE_TOKENS,
         schema={
             "type": "object",
             "properties": {key: {"type": "string", "enum": list(choices)}},

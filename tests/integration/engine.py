@@ -55,18 +55,28 @@ class Engine(ModelServer):
             step = next((words for words in DEADLY.values() if words in asked), "goes there")
             return json.dumps(
                 {
-                    "situation": "Somebody asks.",
                     "people": ["asker", "other"],
-                    "roles": [{"who": "somebody", "traits": "calm", "goal": "peace"}] * 2,
+                    "situation": "Somebody asks",
+                    "roles": [{"who": "one of two", "traits": "calm", "goal": "peace"}] * 2,
                     "objects": [{"name": "door", "state": "closed"}],
                     "plan": [step],
                 }
             )
+        if "stance" in fields:
+            return json.dumps({"stance": "helps"})
         if purpose == "judge":
-            seen = fields["observers"].get("items", {}).get("enum", [])
-            told = next((words for words in DEADLY.values() if words in asked), "somebody goes there")
-            said = {"reason": "why not", "plausible": True, "observers": seen, "seen": told, "changes": []}
-            return json.dumps({**said, "consequence": None, "hurt": []})
+            seen = dict.fromkeys(fields["notices"]["properties"], "sees")
+            return json.dumps(
+                {
+                    "reason": "why not",
+                    "plausible": True,
+                    "notices": seen,
+                    "seen": "somebody moves",
+                    "changes": [],
+                    "consequence": None,
+                    "hurt": [],
+                }
+            )
         return None
 
     def die(self, why: str) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from matrix_graph import ChatVLLM, Trace
-from matrix_graph.scene.prompts import opening
+from matrix_graph.scene.prompts import fill
 from tests.integration.model_server import Fault, ModelServer
-from tests.integration.random_reply import JSON, Reply
+from tests.integration.random_reply import JSON, Reply, digest
 
-PURPOSES = ("draft", "cast", "act", "judge", "reflect", "revise")
+PURPOSES = ("draft", "cast", "act", "judge", "reflect", "revise", "check")
+CHECKS = ("stance", "again", "better")
 
 Replies = Callable[[JSON], str | Reply | Fault | None]
 
@@ -68,19 +69,35 @@ def purpose(body: JSON) -> str:
     for name, field in (("cast", "plan"), ("act", "action"), ("judge", "plausible"), ("reflect", "lesson")):
         if field in schema.get("properties", {}):
             return name
-    return "revise" if messages[0] == opening("revise")[0] else "recap"
+    if any(field in schema.get("properties", {}) for field in CHECKS):
+        return "check"
+    recaps = [fill(speaker, "recap") for speaker in ("role", "modulator")]
+    return "recap" if any(recap in messages[-1]["content"] for recap in recaps) else "revise"
 
 
 def busy(body: JSON) -> str | None:
-    """Everybody sees everything, and everything has a consequence: the scene with the most calls."""
-    if purpose(body) == "reflect":
-        return json.dumps({"lesson": "it made trouble", "revise": True})
-    if purpose(body) != "judge":
+    """Everybody sees everything, everything has a consequence, and the draft is revised: the most calls."""
+    what = purpose(body)
+    schema = ((body.get("structured_outputs") or {}).get("json") or {}).get("properties", {})
+    if what == "check":
+        return json.dumps({name: {"stance": "helps", "again": "no", "better": "A"}[name] for name in schema})
+    if what == "reflect":
+        people = {name: {"how": "heard it", "effect": "none"} for name in schema["people"]["properties"]}
+        return json.dumps({"people": people, "lesson": "it made trouble", "verdict": "improve"})
+    if what != "judge":
         return None
-    schema = body["structured_outputs"]["json"]["properties"]
     others = schema["observers"].get("items", {}).get("enum", [])
+    seen = f"something happens {digest(body['messages'])}"
     return json.dumps(
-        {"reason": "why not", "plausible": True, "observers": others, "changes": [], "consequence": "they talk"}
+        {
+            "reason": "why not",
+            "plausible": True,
+            "observers": others,
+            "seen": seen,
+            "changes": [],
+            "consequence": "they talk",
+            "hurt": [],
+        }
     )
 
 
@@ -91,12 +108,13 @@ def full_cast(body: JSON) -> str | None:
     schema = body["structured_outputs"]["json"]["properties"]
     plan = [f"takes step {n}" for n in range(schema["plan"]["maxItems"])]
     if "people" not in schema:  # the cast was given, and only its plan is asked for
-        return json.dumps({"plan": plan})
+        return json.dumps({"situation": "Somebody asks.", "plan": plan})
     others = [f"person {n}" for n in range(schema["people"]["maxItems"] - 1)]
     return json.dumps(
         {
+            "situation": "Somebody asks.",
             "people": ["asker", *others],
-            "roles": [{"traits": "calm", "goal": "peace"}] * (len(others) + 1),
+            "roles": [{"who": "one of them", "traits": "calm", "goal": "peace"}] * (len(others) + 1),
             "objects": [{"name": "door", "state": "closed"}],
             "plan": plan,
         }
@@ -113,13 +131,23 @@ def drafted(server: ModelServer) -> Counter[str]:
 
 
 def depth(trace: Trace) -> int:
-    """The longest chain of calls that had to wait for each other."""
+    """The longest chain of calls that had to wait for each other.
+
+    The draft's stance is asked beside the cast, and the questions of a check are asked side by side.
+    """
     chain = 0
+    checks: dict[tuple[bool, str], int] = defaultdict(int)
+    casting, closing = 0, False
     acting: dict[tuple[int, str], int] = defaultdict(int)
     judging: dict[tuple[int, str], int] = defaultdict(int)
     recaps: dict[int, int] = defaultdict(int)
     for call in trace.calls:
-        if call.round is None:
+        closing = closing or call.purpose == "revise"
+        if call.purpose == "check":
+            checks[closing, call.messages[-1].content.split("\n\n(Your last reply")[0]] += 1
+        elif call.purpose == "cast":
+            casting += 1
+        elif call.round is None:
             chain += 1
         elif call.purpose == "judge":
             judging[call.round, call.role or ""] += 1
@@ -127,6 +155,8 @@ def depth(trace: Trace) -> int:
             recaps[call.round] += 1
         else:
             acting[call.round, call.role] += 1
+    chain += max([casting, *(count for (closed, _), count in checks.items() if not closed)])
+    chain += max((count for (closed, _), count in checks.items() if closed), default=0)
     for round in {key[0] for key in [*acting, *judging]}:
         for calls in (acting, judging):
             chain += max((count for (number, _), count in calls.items() if number == round), default=0)

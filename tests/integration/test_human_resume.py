@@ -52,7 +52,15 @@ def everybody_sees(purpose: str, role: str, round: int, rng: Any) -> Any:
     if purpose != "judge":
         return None
     others = [person.name for person in CAST.roles if person.name != role]
-    return {"reason": "so", "plausible": True, "observers": others, "changes": [], "consequence": None}
+    return {
+        "reason": "so",
+        "plausible": True,
+        "observers": others,
+        "seen": f"{role} moves in round {round}",
+        "changes": [],
+        "consequence": None,
+        "hurt": [],
+    }
 
 
 def rehearsal(saver: Any, model: ScriptedModel) -> Rehearsal:
@@ -133,7 +141,9 @@ def step(way: str, file: Path, what: str) -> dict[str, Any]:
 def test_a_human_answers_in_another_process(ways: tuple[str, str, str], tmp_path: Path) -> None:
     file = tmp_path / "scene.sqlite"
     begun = step(ways[0], file, "begin")
-    assert begun["status"] == "waiting" and begun["calls"] == 2, "the draft, and the judgement of the first step"
+    assert begun["status"] == "waiting" and begun["calls"] == 3, (
+        "the draft, its stance, and the judgement of the first step"
+    )
     second = step(ways[1], file, "answer")
     assert second["status"] == "waiting"
     assert second["calls"] == 3 + 1, "three judgements and Ann's third round, and nothing again"

@@ -18,7 +18,7 @@ from langgraph.errors import GraphInterrupt
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ContextLengthError, ReplyError
-from matrix_graph.models.ask import Answer, Question, ask, clean, describe, parse_json, parse_text
+from matrix_graph.models.ask import Answer, Question, ask, clean, cut_at_limits, describe, parse_json, parse_text
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.complete import completion_text
 from matrix_graph.records import Call
@@ -292,3 +292,37 @@ async def test_a_model_without_a_name_goes_by_its_type() -> None:
 async def test_surrogates_in_a_reply_are_replaced() -> None:
     answer = await asked(ListedModel(replies=["go \ud83d"]), question())
     assert answer.value == answer.calls[0]["completion"] == "go \ufffd"
+
+
+LIMITED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "short": {"type": "string", "maxLength": 3},
+        "free": {"type": "string"},
+        "maybe": {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]},
+        "list": {"type": "array", "items": {"type": "string", "maxLength": 3}},
+        "inner": {"type": "object", "properties": {"deep": {"type": "string", "maxLength": 3}}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "schema", "cut"),
+    [
+        ("so", "stop", None, []),
+        ("so", "length", None, ["reply"]),
+        ("so", None, None, []),
+        ('{"short": "ab"}', "stop", LIMITED, []),
+        ('{"short": "abc", "free": "abcdef"}', "stop", LIMITED, ["short"]),
+        ('{"maybe": "abc"}', "stop", LIMITED, ["maybe"]),
+        ('{"maybe": null}', "stop", LIMITED, []),
+        ('{"list": ["a", "abc", "b", "abcd"]}', "stop", LIMITED, ["list[1]", "list[3]"]),
+        ('{"inner": {"deep": "abc"}, "short": "abc"}', "length", LIMITED, ["reply", "inner.deep", "short"]),
+        ('{"unknown": "abc", "short": 5}', "stop", LIMITED, []),
+        ('{"short": "ab', "length", LIMITED, ["reply"]),
+        ("", "stop", LIMITED, []),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "stop", LIMITED, []),
+    ],
+)
+def test_what_ended_at_a_limit_is_named(text: str, finish_reason: str | None, schema: Any, cut: list[str]) -> None:
+    assert cut_at_limits(text, finish_reason, schema) == cut

@@ -206,7 +206,7 @@ def test_scene_config_is_frozen_and_described() -> None:
 
 
 def test_rounds_and_room_for_the_cast() -> None:
-    assert SceneConfig(steps=4).rounds == 5
+    assert SceneConfig(steps=4).rounds == 6
     assert SceneConfig(steps=4, max_rounds=2).rounds == 2
     assert SceneConfig(roles=5, steps=6).max_cast_tokens > SceneConfig().max_cast_tokens > 0
 

@@ -156,11 +156,13 @@ def test_plain_names_stay_as_they_are() -> None:
 
 def test_the_longest_scene_fits_the_recursion_limit() -> None:
     config = SceneConfig(steps=3, max_rounds=4, roles=2)
+    people = {name: {"how": "so", "effect": "none"} for name in "ABC"}
+    reflected = {"people": people, "lesson": "l", "verdict": "improve"}
 
     def override(purpose: str, role: str, round: int, rng: object) -> object:
         if purpose != "judge":
-            return {"lesson": "l", "revise": True} if purpose == "reflect" else None
-        return {"reason": "so", "plausible": True, "observers": ["B"], "changes": [], "consequence": "fear"}
+            return reflected if purpose == "reflect" else None
+        return {"plausible": True, "observers": ["B"], "seen": f"{role} {round}", "consequence": "fear"}
 
     cast = Cast(ego="A", roles=[Role(name="A"), Role(name="B"), Role(name="C")], plan=["go", "on", "and", "on"])
     app = create_scene(ScriptedModel(override=override), cast=cast, config=config).compile()

@@ -49,7 +49,15 @@ CONFIG = SceneConfig(max_rounds=3)
 def everybody_sees(purpose: str, role: str, round: int, rng: Any) -> Any:
     if purpose == "judge":
         others = [name for name in ("Teller", "Robber", "Officer") if name != role]
-        return {"reason": "so", "plausible": True, "observers": others, "changes": [], "consequence": None}
+        return {
+            "reason": "so",
+            "plausible": True,
+            "observers": others,
+            "seen": f"{role} moves in round {round}",
+            "changes": [],
+            "consequence": None,
+            "hurt": [],
+        }
     return None
 
 
@@ -119,7 +127,7 @@ async def cancels(given: Any) -> Any:
         (cancels, "CancelledError"),
         (lambda given: None, "ReplyError: The player returned a NoneType"),
         (lambda given: "", "empty"),
-        (lambda given: "x" * 3000, "at most 2400"),
+        (lambda given: "x" * 5000, "at most 4000"),
         (lambda given: {"action": 5}, "int"),
         (lambda given: '{"wrong": 1}', "does not fit"),
         (lambda given: {"answer": "x"}, '"answer"'),
@@ -204,7 +212,7 @@ def test_a_player_hears_its_own_dialogue_and_nothing_else() -> None:
     assert [message.type for message in first] == ["system", "human"]
     assert [message.text for message in second[:2]] == [message.text for message in first]
     assert second[2].text == "reacts 1" and second[3].type == "human"
-    assert "- Robber: walks in" in first[-1].text and "tok000000000003" not in "".join(m.text for m in second)
+    assert "- Robber moves in round 1" in first[-1].text and "tok000000000003" not in "".join(m.text for m in second)
     recorded = [call for call in trace.calls if call.role == "Teller" and call.purpose == "act"]
     assert [[m.content for m in call.messages] for call in recorded] == [[m.text for m in said] for said in heard]
 
@@ -354,9 +362,10 @@ def test_a_human_is_shown_what_the_role_may_know_and_nobody_is_asked_twice() -> 
         "type": "action_wanted",
         "role": "Teller",
         "round": 2,
-        "you": {"name": "Teller", "traits": "tok000000000001", "goal": "tok000000000002"},
+        "you": {"name": "Teller", "who": "", "traits": "tok000000000001", "goal": "tok000000000002"},
+        "people": {"Teller": "", "Robber": "", "Officer": ""},
         "before": [],
-        "seen": [{"actor": "Robber", "action": "walks in tok000000000007"}],
+        "seen": ["Robber moves in round 1"],
         "failed": None,
         "step": None,
         "problem": None,
@@ -390,7 +399,7 @@ def test_silence_is_no_failure(silence: Any) -> None:
     assert told[0].completion == "" and [message.role for message in told[1].messages] == ["system", "user"]
 
 
-@pytest.mark.parametrize("nonsense", [5, ["x"], {"act": "x"}, "y" * 2500, {"action": 7}, '{"wrong": 1}'])
+@pytest.mark.parametrize("nonsense", [5, ["x"], {"act": "x"}, "y" * 4500, {"action": 7}, '{"wrong": 1}'])
 def test_nonsense_is_asked_for_again(nonsense: Any) -> None:
     rehearsal, thread, model = waiting(Teller=human())
     rehearsal.invoke("Why?", thread)

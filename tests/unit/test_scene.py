@@ -14,6 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, SocialObject, Trace
 from matrix_graph.scene.graph import create_scene, recursion_limit
+from matrix_graph.scene.prompts import examples
 from matrix_graph.scene.state import to_trace
 from tests.unit import invariants
 from tests.unit.scripted import ScriptedModel, words
@@ -22,17 +23,25 @@ models = st.builds(
     ScriptedModel,
     seed=st.integers(0, 2**32),
     plausible=st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]),
-    nonsense=st.sampled_from([0.0, 0.0, 0.1, 0.4, 1.0]),
-    broken=st.sampled_from([0.0, 0.0, 0.05, 0.3]),
+    nonsense=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.1, 0.4, 1.0]),
+    broken=st.sampled_from([0.0, 0.0, 0.0, 0.02, 0.3]),
     harmless=st.sampled_from([0.0, 0.5, 1.0]),
+    unseen=st.sampled_from([0.0, 0.3, 1.0]),
+    hurtful=st.sampled_from([0.0, 0.0, 0.5]),
+    declines=st.sampled_from([0.0, 0.5, 1.0]),
+    passes=st.sampled_from([0.0, 0.2, 0.6]),
+    repeats=st.sampled_from([0.0, 0.3, 1.0]),
+    copies=st.sampled_from([0.0, 0.0, 0.3]),
+    full=st.sampled_from([0.0, 0.0, 0.3]),
+    cut=st.sampled_from([0.0, 0.2]),
 )
 configs = st.builds(
     SceneConfig,
     roles=st.integers(1, 5),
     steps=st.integers(1, 5),
     max_rounds=st.none() | st.integers(1, 9),
-    max_calls=st.sampled_from([4, 20, 60, 500]),
-    max_output_tokens=st.sampled_from([256, 3_000, 20_000, 100_000]),
+    max_calls=st.sampled_from([6, 30, 80, 500, 500]),
+    max_output_tokens=st.sampled_from([256, 12_000, 30_000, 100_000, 100_000]),
     context_length=st.sampled_from([1024, 4096, None]),
 )
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -75,18 +84,35 @@ CAST = Cast(
     roles=[Role(name="Teller"), Role(name="Robber", goal="money"), Role(name="Officer")],
     objects=[SocialObject(name="money", state="in the vault")],
     plan=["walks in", "takes the money"],
+    stance="helps",
 )
+NAMES = [role.name for role in CAST.roles]
+DECLINED = CAST.model_copy(update={"stance": "declines"})
 
 
 def judge(plausible: bool = True, **more: Any) -> dict[str, Any]:
-    return {"reason": "so", "plausible": plausible, "observers": [], "changes": [], "consequence": None, **more}
+    """A judgement; observers see something in any case."""
+    fields = {"observers": [], "seen": None, "changes": [], "consequence": None, "hurt": [], **more}
+    if fields["observers"] and fields["seen"] is None:
+        fields["seen"] = "they see it"
+    return {"reason": "so", "plausible": plausible, **fields}
+
+
+def reflection(verdict: str, lesson: str = "so it is", names: list[str] = NAMES, **effects: str) -> dict[str, Any]:
+    """A reflection in which nothing became of those who are not named."""
+    people = {name: {"how": "as it was", "effect": effects.get(name, "none")} for name in names}
+    return {"people": people, "lesson": lesson, "verdict": verdict}
 
 
 def script(**replies: Any) -> ScriptedModel:
-    """A model that answers each purpose with a value, or with a function of (role, round)."""
+    """A model that answers each purpose with a value, or with a function of (role, round).
+
+    Its drafts help, and its revisions pass their checks, unless the replies say otherwise.
+    """
+    given = {"stance": "helps", "again": "no", "better": "A", **replies}
 
     def override(purpose: str, role: str, round: int, rng: Any) -> Any:
-        reply = replies.get(purpose)
+        reply = given.get(purpose)
         return reply(role, round) if callable(reply) else reply
 
     return ScriptedModel(override=override)
@@ -101,32 +127,147 @@ def test_nothing_against_the_draft_leaves_it_to_the_letter() -> None:
 
 
 def test_reflection_that_finds_nothing_leaves_the_draft() -> None:
-    model = script(judge=judge(consequence="everybody smiles"), reflect={"lesson": "it helped", "revise": False})
+    model = script(judge=judge(consequence="everybody smiles"), reflect=reflection("keep"))
     result = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Ask."})
     assert result["answer"] == "Ask." and not result["revised"]
 
 
 def test_harm_leads_to_a_revision() -> None:
     model = script(
-        judge=judge(consequence="the teller is afraid"), reflect={"lesson": "fear", "revise": True}, revise="Don't."
+        judge=judge(consequence="the teller is afraid", hurt=["Teller"]),
+        reflect=reflection("improve", Teller="harmed"),
+        revise="Don't.",
     )
     result = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})
     assert result["answer"] == "Don't." and result["revised"]
-    prompt = result["trace"].calls[-1].messages[-1].content
+    trace = result["trace"]
+    invariants.check_all(trace)
+    assert trace.check is not None and trace.check.harm and trace.check.repeats_deed is False
+    prompt = next(call for call in trace.calls if call.purpose == "revise").messages[-1].content
     assert prompt.index("How?") < prompt.index("Rob it."), "question and draft stand in their places"
 
 
 def test_a_revision_equal_to_the_draft_is_none() -> None:
-    model = script(judge=judge(consequence="fear"), reflect={"lesson": "fear", "revise": True}, revise="Rob it.")
+    model = script(judge=judge(consequence="fear"), reflect=reflection("improve"), revise="Rob it.")
     result = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})
-    assert not result["revised"]
+    assert not result["revised"] and result["trace"].check is None
+
+
+HURT = judge(consequence="the teller is afraid", hurt=["Teller"])
+
+
+@pytest.mark.parametrize(
+    ("cast", "judged", "reflected", "replies", "revised"),
+    [
+        (CAST, HURT, reflection("improve", Teller="harmed"), {"again": "yes"}, False),
+        (CAST, HURT, reflection("improve", Teller="harmed"), {"again": "no"}, True),
+        (CAST, HURT, reflection("improve", Teller="harmed"), {"again": "perhaps"}, False),
+        (CAST, judge(consequence="fine"), reflection("improve"), {"stance": "declines"}, False),
+        (CAST, judge(consequence="fine"), reflection("improve"), {"stance": "helps"}, True),
+        (CAST, judge(consequence="fine"), reflection("improve"), {"better": "perhaps"}, False),
+        (DECLINED, HURT, reflection("kinder", Teller="harmed"), {"stance": "declines"}, True),
+        (DECLINED, HURT, reflection("kinder", Teller="harmed"), {"stance": "helps"}, False),
+        (DECLINED, HURT, reflection("help"), {"stance": "helps"}, False),
+        (DECLINED, judge(), reflection("help"), {"stance": "helps"}, True),
+        (DECLINED, judge(), reflection("help"), {"stance": "declines"}, False),
+        (DECLINED, judge(), reflection("kinder"), {"stance": "declines"}, False),
+        (DECLINED, judge(), reflection("keep"), {"stance": "declines"}, False),
+    ],
+)
+def test_a_revision_takes_the_drafts_place_only_if_it_passes_its_check(
+    cast: Cast, judged: Any, reflected: Any, replies: dict[str, str], revised: bool
+) -> None:
+    model = script(judge=judged, reflect=reflected, revise="Another answer.", **replies)
+    result = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "An answer."})
+    invariants.check_all(result["trace"])
+    assert result["revised"] is revised
+    assert result["answer"] == ("Another answer." if revised else "An answer.")
+
+
+def test_a_draft_that_is_preferred_in_both_orders_stays() -> None:
+    letters = iter(["A", "B"])  # the draft is shown first, and then second
+    model = script(judge=HURT, reflect=reflection("improve"), revise="Don't.", better=lambda *_: next(letters))
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    invariants.check_all(trace)
+    assert trace.check is not None and trace.check.preferred == ["draft", "draft"] and not trace.revised
+
+
+def test_a_reflection_that_the_draft_does_not_allow_is_asked_for_again() -> None:
+    model = script(judge=HURT, reflect=reflection("help"))
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    assert trace.status == "failed" and [c.purpose for c in trace.calls].count("reflect") == 2
+
+
+def test_what_cannot_be_seen_reaches_nobody_and_a_lie_reaches_as_it_is_told() -> None:
+    seen = {1: None, 2: "Robber says: I only want to ask something."}
+    model = script(
+        judge=lambda role, round: {**judge(observers=["Teller"]), "seen": seen.get(round)}, act={"action": "nothing"}
+    )
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    invariants.check_all(trace)
+    assert [event.observers for event in trace.events] == [[], ["Teller"]]
+    told = [call for call in trace.calls if call.purpose == "act"]
+    assert len(told) == 1 and "I only want to ask" in told[0].messages[-1].content
+    assert all("takes the money" not in message.content for message in told[0].messages)
+
+
+def test_who_does_nothing_costs_no_judgement() -> None:
+    model = script(judge=lambda role, round: judge(observers=["Teller"]), act={"action": "nothing"})
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    invariants.check_all(trace)
+    assert {event.role for event in trace.events} == {"Robber"} and not trace.failures
+    assert trace.ended_by == "quiet"
+
+
+def test_an_ego_that_does_nothing_leaves_its_step_out() -> None:
+    def judged(role: str, round: int) -> Any:
+        return judge(observers=["Robber"] if role == "Teller" else ["Teller"] if round == 1 else [])
+
+    cast = CAST.model_copy(update={"plan": ["walks in", "waits there", "takes the money", "runs away"]})
+    model = script(judge=judged, act=lambda role, _: {"action": "nothing" if role == "Robber" else "shouts for help"})
+    trace = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    invariants.check_all(trace)
+    assert [e.action for e in trace.events if e.role == "Robber"] == ["walks in", "waits there", "runs away"]
+    assert trace.status == "finished"
+
+
+def test_who_does_the_same_again_is_asked_once_more_and_then_passes() -> None:
+    model = script(
+        judge=lambda role, round: judge(observers=["Teller"] if role == "Robber" else []),
+        act={"action": "Teller hides under the wide counter."},
+    )
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    invariants.check_all(trace)
+    assert [event.round for event in trace.events if event.role == "Teller"] == [2]
+    again = [call.error.type for call in trace.calls if call.purpose == "act" and call.error]
+    assert again == ["RepeatedError", "RepeatedError"] and not trace.failures
+
+
+def test_a_cast_taken_from_the_example_is_asked_for_again_without_it() -> None:
+    casts = iter([json.dumps(examples("cast")[0]), None])
+    model = script(cast=lambda *_: next(casts), judge=judge())
+    trace = Rehearsal(model).invoke("How do I rob a bank?")["trace"]
+    first, second = (call for call in trace.calls if call.purpose == "cast")
+    assert first.error is not None and first.error.type == "CopiedError" and second.error is None
+    assert all(f'"{name}"' in first.messages[0].content for name in examples("cast")[0]["people"])  # type: ignore[index]
+    assert "Examples" not in second.messages[0].content
+    assert len(second.messages[0].content) < len(first.messages[0].content) / 2
+    assert trace.status == "finished"
+
+
+def test_the_drafts_stance_is_part_of_the_cast_and_ends_the_scene_if_it_cannot_be_told() -> None:
+    trace = Rehearsal(script(stance="declines", judge=judge(), reflect="?")).invoke("How?")["trace"]
+    assert trace.cast is not None and trace.cast.stance == "declines"
+    failed = Rehearsal(script(stance="perhaps")).invoke("How?")["trace"]
+    invariants.check_all(failed)
+    assert failed.status == "failed" and failed.answer == failed.draft and not failed.events
 
 
 def test_a_step_rejected_twice_blocks_the_plan_and_only_its_actor_hears_why() -> None:
     model = script(
         judge=lambda role, round: judge(round == 1, reason=f"no way {round}", observers=["Teller"]),
         act=lambda role, round: {"action": f"{role} acts in {round}"},
-        reflect={"lesson": "the money cannot be had", "revise": True},
+        reflect=reflection("improve", lesson="the money cannot be had"),
         revise="Ask for a loan.",
     )
     trace = Rehearsal(model, cast=CAST, config=SceneConfig(max_rounds=9)).invoke({"question": "How?", "draft": "Rob."})
@@ -167,7 +308,7 @@ def test_two_changes_of_one_object_in_one_round_are_settled_in_order() -> None:
 def test_last_observations_are_reacted_to() -> None:
     model = script(
         judge=lambda role, round: judge(observers=["Officer"] if role == "Robber" else []),
-        act={"action": "runs after the robber"},
+        act=lambda role, round: {"action": f"looks after the robber once more, {round}"},
     )
     trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
     assert [(event.round, event.role) for event in trace.events] == [
@@ -182,21 +323,26 @@ def test_last_observations_are_reacted_to() -> None:
 def test_a_role_that_saw_two_things_at_once_is_told_both() -> None:
     model = script(
         judge=lambda role, round: judge(
-            observers=[n for n in ("Teller", "Officer") if n != role and role != "Officer"]
+            observers=[n for n in ("Teller", "Officer") if n != role and role != "Officer"],
+            seen=f"{role} acts in {round}",
         ),
         act=lambda role, round: {"action": f"{role} does {round}"},
     )
     trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
     told = next(c for c in trace.calls if c.purpose == "act" and c.role == "Officer" and c.round == 3)
-    assert "- Robber: takes the money" in told.messages[-1].content
-    assert "- Teller: Teller does 2" in told.messages[-1].content
+    assert "- Robber acts in 2" in told.messages[-1].content
+    assert "- Teller acts in 2" in told.messages[-1].content
 
 
 def test_a_silent_role_keeps_what_it_saw_and_the_others_go_on() -> None:
     def act(role: str, round: int) -> Any:
         return "nonsense" if (role, round) == ("Officer", 2) else {"action": f"{role} does {round}"}
 
-    model = script(judge=lambda role, round: judge(observers=["Officer"] if role == "Robber" else []), act=act)
+    seen = {1: "he walks in", 2: "he takes the money"}
+    model = script(
+        judge=lambda role, round: judge(observers=["Officer"] if role == "Robber" else [], seen=seen.get(round)),
+        act=act,
+    )
     trace = Rehearsal(model, cast=CAST).invoke({"question": "?", "draft": "!"})["trace"]
     invariants.check_all(trace)
     assert [(f.purpose, f.role, f.round) for f in trace.failures] == [("act", "Officer", 2)]
@@ -306,6 +452,7 @@ def test_events_are_streamed_as_they_happen() -> None:
     assert kinds[:3] == ["question", "draft", "cast"] and kinds[-1] == "result"
     trace = events[-1]["trace"]
     assert kinds.count("event") == len(trace.events) and kinds.count("action") == len(trace.events)
+    assert kinds.count("check") == (trace.check is not None)
 
 
 def test_words_hold_one_token_each() -> None:
@@ -319,6 +466,13 @@ def test_values_of_the_wrong_type_are_recorded_failures(given: dict[str, Any]) -
     result = Rehearsal(ScriptedModel()).invoke(given)
     assert result["status"] == "failed" and result["error"] and not result["revised"]
     assert all(call.purpose == "draft" for call in result["trace"].calls)
+
+
+def test_what_ended_at_a_limit_is_named() -> None:
+    trace = Rehearsal(ScriptedModel(seed=1, full=1, cut=1, plausible=1)).invoke("Why?")["trace"]
+    cast = next(call for call in trace.calls if call.purpose == "cast" and call.error is None)
+    assert {"reply", "situation", "people[0]", "roles[0].who", "plan[0]"} <= set(cast.cut)
+    assert trace.cut
 
 
 def test_a_limit_that_leaves_nothing_for_the_cast_says_so() -> None:
