@@ -139,15 +139,15 @@ def _reflection(fields: JSON, chance: int) -> JSON:
 
 
 def _judgement(fields: JSON, chance: int) -> JSON:
-    others = fields["observers"].get("items", {}).get("enum", [])
+    others = list(fields["notices"]["properties"])
     things = fields["changes"].get("items", {}).get("properties", {}).get("object", {}).get("enum", [])
     changed = [{"object": things[0], "after": _sentence(chance, 40)}] if things and chance % 3 == 0 else []
-    observers = [name for n, name in enumerate(others) if chance >> (8 + n) & 1]
+    notices = {name: "sees" if chance >> (8 + n) & 1 else "no" for n, name in enumerate(others)}
     return {
         "reason": _sentence(chance, 90),
         "plausible": chance % 16 != 0,
-        "observers": observers,
-        "seen": _sentence(chance, 70) if observers else None,
+        "notices": notices,
+        "seen": _sentence(chance, 70),
         "changes": changed,
         "consequence": _sentence(chance, 80) if chance % 2 else None,
         "hurt": others[:1] if chance % 4 == 1 else [],

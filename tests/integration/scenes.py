@@ -86,13 +86,13 @@ def busy(body: JSON) -> str | None:
         return json.dumps({"people": people, "lesson": "it made trouble", "verdict": "improve"})
     if what != "judge":
         return None
-    others = schema["observers"].get("items", {}).get("enum", [])
+    notices = dict.fromkeys(schema["notices"]["properties"], "sees")
     seen = f"something happens {digest(body['messages'])}"
     return json.dumps(
         {
             "reason": "why not",
             "plausible": True,
-            "observers": others,
+            "notices": notices,
             "seen": seen,
             "changes": [],
             "consequence": "they talk",

@@ -340,11 +340,11 @@ def test_a_rejected_action_that_claims_effects_has_none(server: ModelServer, tmp
     def rejecting(body: JSON) -> str | None:
         if purpose(body) != "judge":
             return full_cast(body)
-        others = body["structured_outputs"]["json"]["properties"]["observers"]["items"]["enum"]
+        others = body["structured_outputs"]["json"]["properties"]["notices"]["properties"]
         claimed = {
             "changes": [{"object": "door", "after": "open"}],
             "consequence": "all are happy",
-            "observers": others,
+            "notices": dict.fromkeys(others, "sees"),
         }
         return json.dumps({"reason": "the door is locked", "plausible": False, **claimed})
 
