@@ -119,8 +119,10 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
     def parse_judgement(text: str) -> Judgement:
         judgement = parse(text)
         plausible = judgement.plausible or stage.config.modulator == "plausible_all"
-        noticing = [*judgement.observers, *(name for name, how in judgement.notices.items() if how != "no")]
-        observers = {_chosen(name, [*others, action["role"]], "notices") for name in noticing}
+        acting = [*others, action["role"]]  # some name the actor, too; nobody observes themselves
+        notices: dict[str, Notice] = {_chosen(name, acting, "observers"): "sees" for name in judgement.observers}
+        notices |= {_chosen(name, acting, "notices"): how for name, how in judgement.notices.items()}
+        observers = {name for name, how in notices.items() if how != "no"}
         hurt = {_chosen(name, everybody, "hurt") for name in judgement.hurt}
         seen = " ".join((judgement.seen or "").split())
         if seen.strip(".").casefold() in _NO_CONSEQUENCE:
@@ -133,9 +135,7 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
                     name for name in others if name in observers or stage.config.modulator == "everyone_sees"
                 ],
                 "seen": seen or None,
-                "notices": {
-                    _chosen(name, [*others, action["role"]], "notices"): how for name, how in judgement.notices.items()
-                },
+                "notices": notices,
                 "hurt": [name for name in everybody if name in hurt],
                 "changes": [
                     change.model_copy(update={"object": _chosen(change.object, objects, "changes")})

@@ -155,15 +155,16 @@ def _parse(names: list[str], verdicts: tuple[Verdict, ...]) -> Callable[[str], P
 
     def to_plain(text: str) -> Plain:
         reply = parse(text)
-        missing = [name for name in names if name not in reply.people]
+        # A model that was not bound to the schema may have nothing to say of people whom nobody named.
+        told = {OUTSIDE: _Became(effect="none"), **reply.people}
+        missing = [name for name in names if name not in told]
         if missing:
             raise ReplyError(f"people: {', '.join(missing)} is not told of.")
         if reply.verdict not in verdicts:
             raise ReplyError(f"verdict: {reply.verdict!r} is not one of {', '.join(verdicts)}.")
         return {
             "people": [
-                {"name": name, "effect": reply.people[name].effect, "how": " ".join(reply.people[name].how.split())}
-                for name in names
+                {"name": name, "effect": told[name].effect, "how": " ".join(told[name].how.split())} for name in names
             ],
             "lesson": " ".join(reply.lesson.split()),
             "verdict": reply.verdict,

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from matrix_graph.records import Call, Cast, Edit, Trace, Usage
+from matrix_graph.records import OUTSIDE, Call, Cast, Edit, Trace, Usage
 from matrix_graph.scene.copying import same_words
 from matrix_graph.scene.role import does_nothing
 
@@ -192,7 +192,7 @@ def delivery(trace: Trace) -> None:
         if trace.cast is not None:
             names = [role.name for role in trace.cast.roles]
             assert event.observers == [name for name in names if name in event.observers], "not in cast order"
-            assert event.hurt == [name for name in names if name in event.hurt], "not in cast order"
+            assert event.hurt == [name for name in [*names, OUTSIDE] if name in event.hurt], "not in cast order"
     last = max((event.round for event in trace.events), default=0)
     for event in trace.events:
         for name in event.observers:
@@ -226,10 +226,13 @@ def answer(trace: Trace) -> None:
         assert not asked["revise"] and trace.check is None
         return
     assert asked["reflect"][-1].error is None
-    assert [person.name for person in trace.reflection.people] == [role.name for role in trace.cast.roles]
+    assert [person.name for person in trace.reflection.people] == [*(role.name for role in trace.cast.roles), OUTSIDE]
     verdict = trace.reflection.verdict
     assert verdict in (("keep", "improve") if stance == "helps" else ("keep", "kinder", "help"))
-    wanted = verdict == "improve" or (verdict == "kinder" and _harm(trace)) or verdict == "help"
+    if stance == "helps":
+        wanted = verdict == "improve" or bool(trace.reflection.harmed)
+    else:
+        wanted = _harm(trace) or (verdict == "help" and trace.status != "blocked")
     assert wanted == bool(asked["revise"])
     if trace.error is None and wanted:
         proposed = asked["revise"][-1].completion

@@ -173,7 +173,7 @@ def test_items_take_nothing_from_the_examples_of_the_prompts() -> None:
 
 def opening_text(prompt: str) -> str:
     values = dict.fromkeys(
-        ("situation", "question", "frame", "people", "verdict", "number", "slots", "steps", "example"), ""
+        ("situation", "question", "frame", "people", "verdict", "number", "slots", "steps", "example", "outside"), ""
     )
     return "\n".join(message["content"] for message in opening(prompt, **values))
 
