@@ -44,7 +44,7 @@ def test_a_scene_is_changed_and_played_on(shell: Shell, server: ModelServer) -> 
     assert (branch.question, branch.draft, branch.cast) == (parent.question, parent.draft, parent.cast)
     assert branch.events[0].action == "walks away without a word"
     taken_over = sum(call.taken_over for call in branch.calls)
-    assert taken_over == 2  # the draft and the cast
+    assert taken_over == 3  # the draft, its stance and the cast
     assert chats(server) - asked == sum(call.author == "model" for call in branch.calls) - taken_over
 
     verdict = f"round 1: verdict: {parent.cast.ego}: no: the door is locked"
