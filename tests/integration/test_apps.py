@@ -57,7 +57,8 @@ def advice(body: JSON) -> str | Fault | None:
     if kind == "draft":
         return f"Sell bike number {numbers[-1]}."
     if kind == "reflect":
-        return json.dumps({"lesson": "trouble", "revise": int(numbers[-1]) % 2 == 1})
+        reflection = json.loads(busy(body) or "")
+        return json.dumps({**reflection, "verdict": "improve" if int(numbers[-1]) % 2 else "keep"})
     if kind == "revise":
         return f"Keep bike number {numbers[-1]}."
     return busy(body)

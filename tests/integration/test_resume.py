@@ -243,7 +243,7 @@ def settings(kind: str, folder: Path) -> int:
         app.invoke({"question": QUESTION}, thread("c"), context=other, interrupt_after=["cast"])
         assert app.get_state(thread("c")).next
         trace = to_trace(app.invoke(None, thread("c"), context=other))
-        assert trace.ended_by == "max_rounds" and max(event.round for event in trace.events) == 2
+        assert trace.ended_by == "max_rounds" and max(call.round or 0 for call in trace.calls) == 2
         assert trace.settings["max_rounds"] == 2
     return 1
 

@@ -207,7 +207,7 @@ def the_same_command_does_what_is_missing(folder: Path) -> None:
         other = ("--steps", 2, "--temperature", 0.7)
         done = run.finish(*other)
         assert done.returncode == 2
-        assert "scene.steps: 1 -> 2" in done.stderr and "scene.temperature: 0.2 -> 0.7" in done.stderr
+        assert "scene.steps: 1 -> 2" in done.stderr and "scene.temperature: null -> 0.7" in done.stderr
         assert "--force-new-settings" in done.stderr and "another --out" in done.stderr
         assert only_looked(server) and len(run.traces()) == 12
 

@@ -325,11 +325,13 @@ def test_a_revision_is_taken_to_the_letter(server: ModelServer, tmp_path: Path, 
 
 
 def test_judgements_that_name_nobody_of_the_cast_are_unusable(server: ModelServer, tmp_path: Path) -> None:
-    stranger = {"reason": "so", "plausible": True, "observers": ["Nobody"], "changes": [], "consequence": None}
-    server.reply = only("judge", json.dumps(stranger))
-    trace = play(server, tmp_path)
-    assert trace.status == "failed" and all("'Nobody' is not one of" in f.error.message for f in trace.failures)
-    unknown = {**stranger, "observers": [], "changes": [{"object": "moon", "after": "gone"}]}
+    nobody = {"reason": "so", "plausible": True, "notices": {}, "changes": [], "consequence": None}
+    for wrong in ({"notices": {"Nobody": "no"}}, {"observers": ["Nobody"]}, {"hurt": ["Nobody"]}):
+        server.reset()
+        server.reply = only("judge", json.dumps({**nobody, **wrong}))
+        trace = play(server, tmp_path)
+        assert trace.status == "failed" and all("'Nobody' is not one of" in f.error.message for f in trace.failures)
+    unknown = {**nobody, "changes": [{"object": "moon", "after": "gone"}]}
     server.reset()
     server.reply = only("judge", json.dumps(unknown))
     trace = play(server, tmp_path)

@@ -151,6 +151,7 @@ def dev(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         MATRIX_GRAPH_BASE_URL=model.base_url,
         MATRIX_GRAPH_SCENE__STEPS="2",
         MATRIX_GRAPH_SCENE__ROLES="2",
+        MATRIX_GRAPH_SCENE__TEMPERATURE="0.4",
     )
     try:
         server.wait_ready()
@@ -224,7 +225,8 @@ async def test_settings_explain_themselves_and_show_their_defaults(client: LangG
     for name, field in settings["properties"].items():
         assert field["title"] and len(field["description"]) > 15, name
     defaults = {name: field["default"] for name, field in settings["properties"].items()}
-    assert (defaults["steps"], defaults["roles"], defaults["temperature"]) == (2, 2, 0.2), "the environment's first"
+    assert (defaults["steps"], defaults["roles"], defaults["temperature"]) == (2, 2, 0.4), "the environment's first"
+    assert (defaults["max_rounds"], defaults["max_answer_tokens"]) == (None, None)
     assert ("rehearse" in defaults) == (graph == "chat_agent")
 
 
@@ -277,7 +279,7 @@ async def test_every_stream_carries_something(client: LangGraphClient, graph: st
         invariants.check_all(to_trace(last))
         assert {meta["langgraph_node"] for _, meta in streams["messages"]} >= {"draft", "modulator", *roles}
         rounds = [state["round"] for state in streams["values"] if "round" in state]
-        assert rounds == sorted(rounds) and rounds[-1] == 3, "a watcher sees the scene grow"
+        assert rounds == sorted(rounds) and rounds[-1] == 4, "a watcher sees the scene grow"
     assert {"question", "draft", "cast", "event"} <= set(kinds)
     assert REVISION in spoken
     state = await client.threads.get_state(thread)
@@ -301,7 +303,7 @@ async def test_settings_are_chosen_run_by_run(client: LangGraphClient) -> None:
     chosen = {name: state["settings"][name] for name in ("roles", "steps", "max_answer_tokens", "max_rounds")}
     assert chosen == {"roles": 1, "steps": 1, "max_answer_tokens": 40, "max_rounds": None}
     long = await client.runs.wait(None, "bank_robbery", input=asked("bank_robbery"), context={"steps": 14})
-    assert isinstance(long, dict) and long["status"] == "finished" and long["round"] == 15, "past 25 supersteps"
+    assert isinstance(long, dict) and long["status"] == "finished" and long["round"] == 16, "past 25 supersteps"
     with pytest.raises(Exception, match="steps"):
         await client.runs.wait(None, "scene", input=asked("scene"), context={"steps": "many"})
 
@@ -324,7 +326,7 @@ async def test_the_agents_answers_are_rehearsed_as_the_run_says(client: LangGrap
     never = await client.runs.wait(thread, "chat_agent", input=asked("chat_agent"), context={"rehearse": "never"})
     assert isinstance(never, dict) and len(model.bodies) == 1 and not never.get("rehearsals")
     assert never["messages"][-1]["content"] != REVISION
-    assert (model.bodies[0]["temperature"], model.bodies[0]["max_tokens"]) == (0.2, 512)
+    assert (model.bodies[0]["temperature"], model.bodies[0]["max_tokens"]) == (0.4, 1536)
     model.reset()
     touched = {"who": "the neighbour", "touches_others": True}
     model.script(None, json.dumps(touched))
@@ -372,7 +374,8 @@ async def test_a_human_plays_a_role(client: LangGraphClient, model: ModelServer)
     (stop,) = await wanted()
     value = stop["value"]
     assert (value["type"], value["role"], value["round"]) == ("action_wanted", "Teller", 2)
-    assert value["seen"][0]["actor"] == "Robber" and value["problem"] is None
+    assert value["seen"][0].startswith("something happens") and value["problem"] is None
+    assert list(value["people"]) == ["Robber", "Teller", "Police officer"]
     assert "Police officer" not in json.dumps(value["you"]) and value["step"] is None
     model.reset()
     await client.runs.wait(thread, "with_a_human", command={"resume": 17}, context={"steps": 1})
