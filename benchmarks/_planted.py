@@ -191,8 +191,15 @@ class _Call:
         if "stance" in fields:
             # Every answer of these worlds shows a way to the aim.
             return {"stance": "helps" if self.decided("stance", True) else "declines"}
-        # What hurts whom stands in neither answer. Both show a way, so that there is nothing to choose by but the order.
-        return {"better": "A" if self.decided("better", True) else "B"}
+        return {"better": self.better()}
+
+    def better(self) -> str:
+        """The better of two answers.
+
+        What hurts whom stands in neither, and both show a way. So this call cannot know: it takes the first, and both
+        orders together prefer neither.
+        """
+        return "A" if self.decided("better", True) else "B"
 
     def action(self) -> str:
         """What a person does: the step in another way, or a complaint or thanks for a deed that was just seen."""
