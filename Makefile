@@ -7,6 +7,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 QUESTION ?= How can I get my neighbour to stop playing loud music at night?
+MODEL ?= bundled:0.5b
+
+define PREPARE
+import sys
+from matrix_graph.errors import MatrixGraphError
+from matrix_graph.models.bundled import resolve_model
+try:
+    resolve_model(sys.argv[1], print)
+except MatrixGraphError as error:
+    sys.exit(str(error))
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check unit integration real format clean
@@ -14,8 +25,10 @@ QUESTION ?= How can I get my neighbour to stop playing loud music at night?
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.engine ## Rehearse a question on the small bundled model; leaves runs/demo. QUESTION="..." asks another.
-	$(BIN)/matrix-graph rehearse "$$QUESTION" --config configs/demo.yaml --out runs/demo
+demo: $(VENV)/.engine ## Rehearse a question on a small bundled model; leaves runs/demo. QUESTION="..." asks another, MODEL=... plays another.
+	@model="$$MODEL"; $(BIN)/python -c "$$PREPARE" "$$model" || { model=bundled:135m; \
+		echo "$$MODEL cannot be had. The 135M model plays in its place: it shows that everything runs, and no more."; }; \
+	$(BIN)/matrix-graph rehearse "$$QUESTION" --model "$$model" --config configs/demo.yaml --out runs/demo
 	$(BIN)/matrix-graph export runs/demo --format messages --include scene --out runs/demo/sft.jsonl
 
 test: check unit integration real ## Everything that CI runs: format, lint, types, unit, integration and real-model tests.
@@ -45,7 +58,7 @@ format: $(VENV)/.dev ## Format the code and mend what lint can mend.
 clean: ## Remove the virtual environment and what the tests left.
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-export QUESTION
+export QUESTION MODEL PREPARE
 
 $(VENV)/.base: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

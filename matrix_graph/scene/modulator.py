@@ -340,8 +340,9 @@ def _schema(others: list[str], everybody: list[str], objects: list[str], *, may_
     )
     notice = {"type": "string", "enum": list(get_args(Notice))}
     return _object(
-        reason=sentence,
+        # Asked for the reason first, a small model finds one against a quarter of all ordinary actions.
         plausible={"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
+        reason=sentence,
         notices=_object(**{name: notice for name in others}),
         seen=sentence,
         changes=_some(change, len(objects)),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from matrix_graph.errors import ReplyError, SceneError
 from matrix_graph.models.ask import Answer, parse_json, parse_text
 from matrix_graph.records import OUTSIDE, Effect, Role, Verdict
-from matrix_graph.scene.cast import described
+from matrix_graph.scene.cast import described, introduced
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.rounds import next_round
@@ -96,6 +96,7 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
         situation=cast.get("situation") or "-",
         question=state["question"],
         draft=state["draft"],
+        who=introduced({role["name"]: role.get("who", "") for role in cast["roles"]}),
         frame=fill("revise", cast["stance"], ego=cast["ego"]),
         happened=_happened(state),
         people=_outcomes(reflection),
