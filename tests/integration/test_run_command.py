@@ -419,7 +419,9 @@ def csv_by_standard_input_that_nobody_closes_is_played_and_keeps_no_run_alive(fo
             ("What is 3?", "f"),
         }
         given = [trace for trace in run.traces() if trace.draft == "Three, that is."]
-        assert [[call.purpose for call in trace.calls[:2]] for trace in given] == [["check", "cast"]], "a draft that is given is not asked for"
+        assert [[call.purpose for call in trace.calls[:2]] for trace in given] == [["check", "cast"]], (
+            "a draft that is given is not asked for"
+        )
         assert sum(drafted(server).values()) == 4
         counted = run.summary.questions
         assert (counted.finished, counted.duplicates, counted.rejected, counted.in_flight) == (5, 1, 2, 0)
