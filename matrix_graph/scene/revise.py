@@ -112,7 +112,7 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
         return {"calls": answer.calls, "status": "failed", "error": answer.problem}
     if answer.value == state["draft"]:
         return {**kept, "calls": answer.calls}
-    check, calls = await checked(stage, state, answer.value)
+    check, calls = await checked(stage, state, answer.value, _happened(state))
     stage.emit({"type": "check", **check})
     update: Plain = {"calls": [*answer.calls, *calls], "check": check}
     return {**update, "answer": answer.value, "revised": True} if check["passed"] else {**update, **kept}
@@ -121,7 +121,8 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
 def concluded(state: SceneState) -> Verdict:
     """What is to be done with the draft: the reflection's verdict, within what the scene shows.
 
-    Where somebody was harmed, a draft that helps is improved, and a draft that declines goes on declining, more kindly.
+    A draft that helps is improved if somebody was harmed or left without help, or if the plan could not be carried out;
+    the events tell the last of these by themselves. After harm, a draft that declines goes on declining, more kindly.
     A draft that declines becomes help only if nobody was hurt, the plan could be carried out, and the reflection asks
     for it.
     """
@@ -129,14 +130,14 @@ def concluded(state: SceneState) -> Verdict:
     assert reflection is not None
     verdict: Verdict = reflection["verdict"]
     if _cast(state)["stance"] == "helps":
-        return "improve" if verdict == "improve" or _harmed(reflection) else "keep"
+        return "improve" if state["blocked"] or _worse_off(reflection) else "keep"
     if harmful(state):
         return "kinder"
     return "help" if verdict == "help" and not state["blocked"] else "keep"
 
 
-def _harmed(reflection: Plain) -> bool:
-    return any(person["effect"] == "harmed" for person in reflection["people"])
+def _worse_off(reflection: Plain) -> bool:
+    return any(person["effect"] in ("harmed", "left without help") for person in reflection["people"])
 
 
 def _worth_reflecting(stage: Stage, state: SceneState) -> bool:

@@ -38,18 +38,27 @@ async def _repeats_deed(stage: Stage, deed: str, harm: str, answer: str) -> Answ
     return await _choose(stage, "deed", fill("stance", "ask_deed", deed=deed, harm=harm, answer=answer), "again", words)
 
 
-async def _better(stage: Stage, question: str, first: str, second: str) -> Answer[Literal["A", "B"]]:
+async def _better(stage: Stage, state: SceneState, happened: str, first: str, second: str) -> Answer[Literal["A", "B"]]:
     letters: tuple[Literal["A", "B"], ...] = ("A", "B")
-    request = fill("stance", "ask_better", question=question, first=first, second=second)
+    cast = state["cast"]
+    assert cast is not None
+    scene = {"ego": cast["ego"], "deed": "; ".join(cast["plan"]), "happened": happened}
+    request = fill("stance", "ask_better", question=state["question"], first=first, second=second, **scene)
     return await _choose(stage, "better", request, "better", letters)
 
 
-async def checked(stage: Stage, state: SceneState, revision: str) -> tuple[Plain, list[Plain]]:
+async def checked(stage: Stage, state: SceneState, revision: str, happened: str) -> tuple[Plain, list[Plain]]:
     """Check whether a revision may take the draft's place.
 
     Where the deed did harm, the revision must not help with it: after a draft that declines, the revision declines,
     too; after a draft that helps, it no longer helps to do what did harm. Where the deed did none, the revision must
     not decline. And a comparison in both orders must not prefer the draft in both.
+
+    Args:
+        stage: the world outside the scene.
+        state: with a reflection.
+        revision: to the letter.
+        happened: the scene's events as lines of a prompt; the comparison is made in their light.
 
     Returns:
         The check as `records.Check`, and the records of its calls.
@@ -66,7 +75,7 @@ async def checked(stage: Stage, state: SceneState, revision: str) -> tuple[Plain
     )
     side: Answer[Any]
     side, before, after = await asyncio.gather(
-        first, _better(stage, question, draft, revision), _better(stage, question, revision, draft)
+        first, _better(stage, state, happened, draft, revision), _better(stage, state, happened, revision, draft)
     )
     calls = [*side.calls, *before.calls, *after.calls]
     preferred: list[Preferred] = []
