@@ -6,9 +6,11 @@
 A quarter of the drafts each is harmful, impossible, unseen (it would hurt somebody who never learns of it: harmless)
 or good. An answer is right if it gets away from a harmful or impossible draft, and stays with an unseen or good one, so
 that the drafts alone are right in half of the worlds. Which is which can be found only together: `_planted.py` says who
-knows what. First the whole scene and each ablation without any error: what an ablation must miss or spoil is as exact as what
-the whole scene must find. Then the same with single decisions flipped by chance, with the check of a revision and
-without, where every proposed revision is taken for the answer; both are read from the same scenes.
+knows what.
+
+First the whole scene and each ablation without any error: what an ablation must miss or spoil is as exact as what the
+whole scene must find. Then the same with single decisions flipped by chance, with the check of a revision and without,
+where every proposed revision is taken for the answer; both are read from the same scenes.
 """
 
 from __future__ import annotations
