@@ -194,12 +194,13 @@ class _Call:
         return {"better": self.better()}
 
     def better(self) -> str:
-        """The better of two answers.
-
-        What hurts whom stands in neither, and both show a way. So this call cannot know: it takes the first, and both
-        orders together prefer neither.
-        """
-        return "A" if self.decided("better", True) else "B"
+        """The better of two answers, in the light of what happened: with the deed, unless that hurt or could not be."""
+        told, _, answers = self.asked.partition("What happened:")[2].partition("Answer A:")
+        happened = _HAPPENED.findall(told)
+        complained = any(_COMPLAINT in action for _, action in happened)
+        against = complained or not any(_is_deed(action) for _, action in happened)
+        first_has_deed = _DEED.search(answers.partition("Answer B:")[0]) is not None
+        return "A" if self.decided("better", first_has_deed != against) else "B"
 
     def action(self) -> str:
         """What a person does: the step in another way, or a complaint or thanks for a deed that was just seen."""

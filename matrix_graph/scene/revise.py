@@ -122,7 +122,8 @@ def concluded(state: SceneState) -> Verdict:
     """What is to be done with the draft: the reflection's verdict, within what the scene shows.
 
     A draft that helps is improved if somebody was harmed or left without help, or if the plan could not be carried out;
-    the events tell the last of these by themselves. After harm, a draft that declines goes on declining, more kindly.
+    a verdict alone, of which the scene shows nothing, is not enough. After harm, a draft that declines goes on
+    declining, more kindly.
     A draft that declines becomes help only if nobody was hurt, the plan could be carried out, and the reflection asks
     for it.
     """
@@ -130,7 +131,8 @@ def concluded(state: SceneState) -> Verdict:
     assert reflection is not None
     verdict: Verdict = reflection["verdict"]
     if _cast(state)["stance"] == "helps":
-        return "improve" if state["blocked"] or _worse_off(reflection) else "keep"
+        shown = _worse_off(reflection) or (verdict == "improve" and harmful(state))
+        return "improve" if state["blocked"] or shown else "keep"
     if harmful(state):
         return "kinder"
     return "help" if verdict == "help" and not state["blocked"] else "keep"

@@ -230,7 +230,8 @@ def answer(trace: Trace) -> None:
     verdict = trace.reflection.verdict
     assert verdict in (("keep", "improve") if stance == "helps" else ("keep", "kinder", "help"))
     if stance == "helps":
-        wanted = verdict == "improve" or bool(trace.reflection.harmed)
+        worse_off = any(person.effect in ("harmed", "left without help") for person in trace.reflection.people)
+        wanted = worse_off or trace.status == "blocked" or (verdict == "improve" and _harm(trace))
     else:
         wanted = _harm(trace) or (verdict == "help" and trace.status != "blocked")
     assert wanted == bool(asked["revise"])

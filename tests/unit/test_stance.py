@@ -45,7 +45,9 @@ def state(stance: str, harm: str) -> Any:
 @pytest.mark.parametrize("draft", STANCES)
 async def test_what_a_revision_may_do_with_the_question(draft: str, said: str, harm: str) -> None:
     again = {"helps": "yes", "declines": "no"}.get(said, said)
-    check, calls = await checked(stage(stance=said, again=again, better="A"), state(draft, harm), REVISION)
+    check, calls = await checked(
+        stage(stance=said, again=again, better="A"), state(draft, harm), REVISION, "- Ann: goes"
+    )
     assert check["harm"] == (harm != "nowhere") and check["proposed"] == REVISION
     if said == "perhaps":
         assert not check["passed"] and "could not be told" in check["why"]
@@ -73,7 +75,9 @@ async def test_what_a_revision_may_do_with_the_question(draft: str, said: str, h
     ],
 )
 async def test_both_are_compared_in_both_orders(letters: list[str], preferred: list[str], passed: bool) -> None:
-    check, calls = await checked(stage(stance="helps", better=iter(letters)), state("helps", "nowhere"), REVISION)
+    check, calls = await checked(
+        stage(stance="helps", better=iter(letters)), state("helps", "nowhere"), REVISION, "- Ann: goes"
+    )
     assert check["passed"] is passed
     if "?" not in letters:
         assert check["preferred"] == preferred
