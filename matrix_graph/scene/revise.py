@@ -124,8 +124,8 @@ def concluded(state: SceneState) -> Verdict:
     A draft that helps is improved if somebody was harmed or left without help, or if the plan could not be carried out;
     a verdict alone, of which the scene shows nothing, is not enough. After harm, a draft that declines goes on
     declining, more kindly.
-    A draft that declines becomes help only if nobody was hurt, the plan could be carried out, and the reflection asks
-    for it.
+    A draft that declines becomes help only if the whole plan was carried out, nobody was hurt by it, and the reflection
+    asks for it: a deed that was not done shows nothing of what it does.
     """
     reflection = state["reflection"]
     assert reflection is not None
@@ -135,7 +135,13 @@ def concluded(state: SceneState) -> Verdict:
         return "improve" if state["blocked"] or shown else "keep"
     if harmful(state):
         return "kinder"
-    return "help" if verdict == "help" and not state["blocked"] else "keep"
+    return "help" if verdict == "help" and _deed_was_done(state) else "keep"
+
+
+def _deed_was_done(state: SceneState) -> bool:
+    """Whether every step of the plan was taken, none rejected and none left out."""
+    left_out = any(item["step"] for item in state["passes"])
+    return state["step"] >= len(_cast(state)["plan"]) and not left_out and not _ego_was_rejected(state)
 
 
 def _worse_off(reflection: Plain) -> bool:

@@ -141,6 +141,14 @@ def _plan(trace: Trace, cast: Cast) -> tuple[int, bool]:
     return done, False
 
 
+def _whole_plan_was_done(trace: Trace, cast: Cast) -> bool:
+    """Whether the ego took every step of its plan, none rejected and none left out."""
+    own = [event for event in trace.events if event.role == cast.ego]
+    steps = own[: len(cast.plan)]
+    left_out = any(role == cast.ego and steps and number < steps[-1].round for number, role in _passes(trace))
+    return len(steps) == len(cast.plan) and all(event.plausible for event in own) and not left_out
+
+
 def _passes(trace: Trace) -> set[tuple[int, str]]:
     """Who had a turn and did nothing in it: (round, role)."""
     acted = {(event.round, event.role) for event in trace.events}
@@ -233,7 +241,7 @@ def answer(trace: Trace) -> None:
         worse_off = any(person.effect in ("harmed", "left without help") for person in trace.reflection.people)
         wanted = worse_off or trace.status == "blocked" or (verdict == "improve" and _harm(trace))
     else:
-        wanted = _harm(trace) or (verdict == "help" and trace.status != "blocked")
+        wanted = _harm(trace) or (verdict == "help" and _whole_plan_was_done(trace, trace.cast))
     assert wanted == bool(asked["revise"])
     if trace.error is None and wanted:
         proposed = asked["revise"][-1].completion
@@ -297,7 +305,7 @@ def _asked(call: Call) -> str:
 def _choice(call: Call) -> str | None:
     if call.error is not None:
         return None
-    found = re.findall(r'"(?:stance|again|better)":\s*"(\w+)"', call.completion)
+    found = re.findall(r'"(?:stance|again|better)"\s*:\s*"(\w+)"', call.completion)
     return str(found[-1]) if found else call.completion.strip().strip(".\"'")
 
 

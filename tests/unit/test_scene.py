@@ -184,6 +184,7 @@ HURT = judge(consequence="the teller is afraid", hurt=["Teller"])
         (DECLINED, HURT, reflection("help"), {"stance": "helps"}, False),
         (DECLINED, judge(), reflection("help"), {"stance": "helps"}, True),
         (DECLINED, judge(), reflection("help"), {"stance": "declines"}, False),
+        (DECLINED, judge(False), reflection("help"), {"stance": "helps"}, False),
         (DECLINED, judge(), reflection("kinder"), {"stance": "declines"}, False),
         (DECLINED, judge(), reflection("keep"), {"stance": "declines"}, False),
     ],
