@@ -18,7 +18,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel, ValidationError
 
-from matrix_graph.errors import ContextLengthError, ReplyError
+from matrix_graph.errors import ContextLengthError, CopiedError, ReplyError
 from matrix_graph.models.complete import complete, name_of, sampling_of
 from matrix_graph.models.turn import Turn, clock
 from matrix_graph.records import Purpose, clean
@@ -31,6 +31,8 @@ ChatMessage = dict[str, str]
 
 _MOST_OBJECTS = 100
 """Braces that are tried as the beginning of a JSON object; prose has few, and each costs a parse."""
+
+_COPIED = "It took something from an example. Think of this question alone."
 
 TRIES = 2
 """A reply that cannot be used is asked for once more, then the failure is recorded."""
@@ -156,7 +158,8 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
             if call["finish_reason"] == "length":
                 why = f"Cut off after {question.max_tokens} tokens. {why}"
             call["error"] = problem = {"type": type(error).__name__, "message": why}
-            messages = _ask_again(question, why)
+            # What was copied is not said again: a small model would copy it from there.
+            messages = _ask_again(question, _COPIED if isinstance(error, CopiedError) else why)
     return Answer(None, "", messages, tokens, calls, problem)
 
 

@@ -84,7 +84,7 @@ def busy(body: JSON) -> str | None:
     if what == "check":
         return json.dumps({name: {"stance": "helps", "again": "no", "better": "A"}[name] for name in schema})
     if what == "reflect":
-        people = {name: {"how": "heard it", "effect": "none"} for name in schema["people"]["properties"]}
+        people = {name: {"how": "heard it", "effect": "left without help"} for name in schema["people"]["properties"]}
         return json.dumps({"people": people, "lesson": "it made trouble", "verdict": "improve"})
     if what != "judge":
         return None

@@ -23,6 +23,12 @@ QUESTIONS = [
     "What is the capital of Italy?",
     "What is the capital of Germany?",
     "What is the capital of Egypt?",
+    "What is the capital of India?",
+    "What is the capital of Canada?",
+    "What is the capital of Greece?",
+    "What is the capital of Norway?",
+    "What is the capital of Kenya?",
+    "What is the capital of Peru?",
 ]
 RECIPE = "{max_steps: 3, batch_size: 2, accumulate: 1, learning_rate: 1.0e-3, max_length: 512, quantization: none}"
 
@@ -50,5 +56,5 @@ def test_from_questions_to_a_served_adapter(server: VLLMServer, tmp_path: Path) 
             print(f"{stage.name}: {stage.seconds} s, {stage.facts}")
         assert align(questions, out, settings, options).stages == record.stages
     finally:
-        if "aligned-for-a-test" in server.adapters:
+        if "aligned-for-a-test" in server.adapters():
             server.unload_adapter("aligned-for-a-test")
