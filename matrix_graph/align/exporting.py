@@ -52,7 +52,7 @@ def export_rows(job: Job) -> dict[str, Any]:
             tokenizer=weights,
             max_length=job.recipe.max_length,
             validation=validation,
-            # The smallest model seldom ends an answer by itself; with it, align shows that everything runs, and no more.
+            # The smallest model seldom ends an answer by itself; with it, align shows that everything runs, no more.
             cut_off=job.target.bundled,
         )
 

@@ -57,8 +57,9 @@ def advice(body: JSON) -> str | Fault | None:
     if kind == "draft":
         return f"Sell bike number {numbers[-1]}."
     if kind == "reflect":
-        reflection = json.loads(busy(body) or "")
-        return json.dumps({**reflection, "verdict": "improve" if int(numbers[-1]) % 2 else "keep"})
+        reflection, odd = json.loads(busy(body) or ""), int(numbers[-1]) % 2
+        people = {name: {"how": "-", "effect": "left without help" if odd else "none"} for name in reflection["people"]}
+        return json.dumps({**reflection, "people": people, "verdict": "improve" if odd else "keep"})
     if kind == "revise":
         return f"Keep bike number {numbers[-1]}."
     return busy(body)

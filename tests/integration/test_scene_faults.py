@@ -604,7 +604,7 @@ class PlainModel(BaseChatModel):
                 "hurt": [],
             },
             "reflect": {
-                "people": {name: {"how": "laughed", "effect": "none"} for name in ("Ann", "Bob", "Cem")},
+                "people": {name: {"how": "laughed", "effect": "left without help"} for name in ("Ann", "Bob", "Cem")},
                 "lesson": "they laughed",
                 "verdict": "improve",
             },
