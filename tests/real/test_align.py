@@ -25,14 +25,11 @@ QUESTIONS = [
     "What is the capital of Egypt?",
     "What is the capital of India?",
     "What is the capital of Canada?",
-    "What is the capital of Greece?",
-    "What is the capital of Norway?",
-    "What is the capital of Kenya?",
-    "What is the capital of Peru?",
 ]
 RECIPE = "{max_steps: 3, batch_size: 2, accumulate: 1, learning_rate: 1.0e-3, max_length: 512, quantization: none}"
 
 
+@pytest.mark.flaky(reruns=2)  # the small model may leave too few scenes to learn from
 def test_from_questions_to_a_served_adapter(server: VLLMServer, tmp_path: Path) -> None:
     questions, recipe = tmp_path / "questions.jsonl", tmp_path / "recipe.yaml"
     questions.write_text("".join(json.dumps({"question": question}) + "\n" for question in QUESTIONS))
