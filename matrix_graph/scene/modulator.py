@@ -340,7 +340,7 @@ def _schema(others: list[str], everybody: list[str], objects: list[str], *, may_
     )
     notice = {"type": "string", "enum": list(get_args(Notice))}
     return _object(
-        # Asked for the reason first, a small model finds one against a quarter of all ordinary actions.
+        # Asked for the reason first, a small model finds one against many ordinary actions.
         plausible={"type": "boolean"} if may_reject else {"type": "boolean", "enum": [True]},
         reason=sentence,
         notices=_object(**{name: notice for name in others}),
