@@ -23,13 +23,13 @@ class Tokenizer:
     """
 
     def __init__(self, model: str) -> None:
+        bundled = bundled_model(model)
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
             raise PrerequisiteError(
                 "Lengths in tokens need transformers, which is not installed: `pip install 'matrix-graph[train]'`."
             ) from error
-        bundled = bundled_model(model)
         folder = model if bundled is None else str(prepare_bundled_model(bundled.key))
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
