@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models import engine, memory
-from matrix_graph.models.bundled import prepare_bundled_model
 from matrix_graph.models.server import ServerConfig, VLLMServer
 from matrix_graph.models.serving import engine_log, launch
 from matrix_graph.models.serving.endpoint import Endpoint
 from matrix_graph.models.serving.launch import new_log_path, require_free_port, server_command, server_environment
+from tests.unit.test_adapter import save
 
 
 def option(command: list[str], name: str) -> str:
@@ -48,10 +48,13 @@ def test_cpu_command(tmp_path: Path) -> None:
     assert "--gpu-memory-utilization" not in command
 
 
-def test_on_cpu_adapters_leave_the_output_matrix_alone() -> None:
-    model = str(prepare_bundled_model())
+def test_on_cpu_adapters_leave_the_output_matrix_alone(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "m")
+    within = ["mlp.down_proj", "mlp.gate_proj", "self_attn.q_proj", "self_attn.v_proj"]
+    names = ["model.embed_tokens", "lm_head", *(f"model.layers.{n}.{name}" for n in range(2) for name in within)]
+    save(Path(model) / "model.safetensors", {f"{name}.weight": (4, 4) for name in names})
     command = server_command(ServerConfig(), model=model, port=1, device="cpu")
-    matrices = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    matrices = ["down_proj", "gate_proj", "q_proj", "v_proj"]
     assert command[command.index("--lora-target-modules") + 1 :] == matrices
     assert "--lora-target-modules" not in server_command(ServerConfig(), model=model, port=1, device="cuda")
     without = server_command(ServerConfig(enable_lora=False), model=model, port=1, device="cpu")
