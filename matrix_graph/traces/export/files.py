@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any, NamedTuple, Protocol
 
 from orjson import OPT_APPEND_NEWLINE, JSONEncodeError, dumps
 
-from matrix_graph.errors import ExportError, PrerequisiteError
+from matrix_graph.errors import ExportError
+from matrix_graph.tables.parquet import pyarrow_parquet
 from matrix_graph.traces.export.hashing import Digest
 from matrix_graph.traces.export.options import FileType, Row
 from matrix_graph.traces.export.shapes import Column
@@ -51,19 +51,6 @@ class RowFile(Protocol):
 def file_type_of(out: Path, wanted: FileType | None) -> FileType:
     """How rows are written: as wanted, else Parquet if the name says so, else JSON lines."""
     return wanted or (FileType.parquet if out.suffix.lower() == ".parquet" else FileType.jsonl)
-
-
-def pyarrow_parquet() -> ModuleType:
-    """The module that reads and writes Parquet.
-
-    Raises:
-        PrerequisiteError: it is not installed.
-    """
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise PrerequisiteError("Parquet needs pyarrow, which is not installed: `pip install pyarrow`.") from error
-    return parquet
 
 
 class DataFile:
