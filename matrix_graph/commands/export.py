@@ -13,7 +13,8 @@ import typer
 
 from matrix_graph.errors import ConfigError
 from matrix_graph.options import JsonOption
-from matrix_graph.traces.export.options import ExportFormat, FileType, Include, TooLong
+from matrix_graph.tables.writing import FileType
+from matrix_graph.traces.export.options import ExportFormat, Include, TooLong
 
 if TYPE_CHECKING:
     from matrix_graph.traces.export.summary import Summary
