@@ -98,10 +98,10 @@ def split_transcript(text: str) -> list[Message]:
 def _own(row: Row) -> Question:
     if "question" not in row:
         raise UnusableError(f'"question" is missing, the keys found are {listed(row)}; {_ALLOWED}')
-    values = {key: row.get(key) for key in ("id", "history", "harmful", "category")}
-    values.update({key: _optional(row, key) for key in ("chosen", "rejected", "reference")})
+    names = ("id", "history", "chosen", "rejected", "reference", "harmful", "category")
+    values = {name: _optional(row, name) for name in names}
     if values["category"] is None:
-        values["category"] = row.get("topic")
+        values["category"] = _optional(row, "topic")
     return _built(question=row["question"], **values)
 
 

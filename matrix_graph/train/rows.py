@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matrix_graph.errors import TableError
-from matrix_graph.tables import Columns, kind_of, whole_rows
+from matrix_graph.tables import Columns, is_blank, kind_of, whole_rows
 from matrix_graph.train.errors import TrainingError
 
 Method = Literal["sft", "dpo"]
@@ -179,6 +179,8 @@ def _named(row: Mapping[str, Any], messages: int, shift: int) -> list[int]:
 
 def _side(value: Any, name: str, role: str) -> list[Message]:
     if isinstance(value, str):
+        if is_blank(value):
+            raise _WrongRowError(f"{name} is empty; a text with words is allowed.")
         return [{"role": role, "content": value}]
     return _messages(value, name)
 
@@ -219,6 +221,9 @@ def _alpaca(row: Mapping[str, Any]) -> Chat:
     ):
         raise _WrongRowError(f"history must be a list of [question, answer]; got {_shown(history)}.")
     question = "\n\n".join(part for part in (parts["instruction"], parts["input"]) if part)
+    for name, text in (("instruction", question), ("output", parts["output"])):
+        if is_blank(text):
+            raise _WrongRowError(f"{name} is empty; a text with words is allowed.")
     messages = [{"role": "system", "content": parts["system"]}] if parts["system"] else []
     for asked, answered in [*history, [question, parts["output"]]]:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
