@@ -64,7 +64,7 @@ def align(
     Given again, it does what is missing; with nothing missing it does nothing.
 
     Args:
-        questions: JSON lines or CSV, as of `matrix-graph run`; a regular file.
+        questions: a table as of `matrix-graph run`; a regular file.
         out: the folder of the alignment.
         settings: model, server and scenes; None: the environment's, else the small bundled model on a server of our
             own.

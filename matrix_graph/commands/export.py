@@ -31,7 +31,14 @@ def export(
             help="Run folders with traces.jsonl, or such files; rows come in their order.", metavar="DIR..."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; its ending says whether it is Parquet.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file to write, as its ending says: .jsonl, .json, .csv, .tsv (each also .gz) or .parquet.",
+        ),
+    ],
     format: Annotated[
         ExportFormat,
         typer.Option(
@@ -65,7 +72,8 @@ def export(
     helpful: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines, CSV or Parquet with the columns question and answer, to mix in.", metavar="FILE"
+            help="JSON lines, JSON, CSV, TSV or Parquet with the columns question and answer, to mix in.",
+            metavar="FILE",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing for --mix.")] = 0,

@@ -110,7 +110,7 @@ def carry_out(
     from matrix_graph.evaluate.folder import OWN_FILES
     from matrix_graph.options import require_folder
 
-    require_folder(out)
+    require_folder(out, results=True)
     refuse_own_files([Path(source) for source in {question.source for question in questions}], out, OWN_FILES)
     open_many_files()
     checked_folders(roster.adapters)

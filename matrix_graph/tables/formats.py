@@ -18,6 +18,8 @@ NAMED_LINES = (".jsonl", ".ndjson")
 NAMED_CSV = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 NAMED_PARQUET = (".parquet", ".pq")
 PACKED = ".gz"
+ENDINGS = (*NAMED_LINES, ".json", *NAMED_CSV, *NAMED_PARQUET)
+"""All that say what a table is."""
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
