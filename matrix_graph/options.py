@@ -117,7 +117,7 @@ def require_folder(out: Path, *, results: bool = False) -> None:
     Raises:
         ConfigError: it cannot be made, or not be written to; or its name is that of a table, and it is not there yet.
     """
-    if results and ending_of(out.name) in ENDINGS and not out.is_dir():
+    if results and ending_of(out.name) in ENDINGS and not out.exists():
         raise ConfigError(
             f"{out} reads as a file, and --out is a folder here, for several files. "
             f"Name a folder, such as {out.with_name(stem_of(out.name))}."

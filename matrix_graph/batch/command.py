@@ -60,8 +60,12 @@ def run_questions(
     console = Console(stderr=True)
     open_many_files()
     refuse_own_files([questions], out, OWN_FILES)
-    if str(questions) != "-" and not questions.is_fifo():
-        check_questions(questions, format)  # better told now than when the model server has started
+    # Better told now than when the model server has started; what is no regular file can be read only once.
+    if questions.is_file():
+        check_questions(questions, format)
+    elif str(questions) != "-" and not questions.is_fifo():
+        with open_questions(questions):
+            pass
     summary, stopped_by, error = asyncio.run(
         _run(questions, out, settings, console, format=format, cast=cast, **options)
     )

@@ -16,10 +16,9 @@ by its number with a reason and does not stop the ones after it; a file without 
 from __future__ import annotations
 
 from matrix_graph.tables.formats import Columns, TableFormat
-from matrix_graph.tables.pieces import UnusableError
 from matrix_graph.tables.reading import Entry, count_table, read_table, whole_rows
 from matrix_graph.tables.source import open_table
-from matrix_graph.tables.values import id_text, is_blank, kind_of, listed
+from matrix_graph.tables.values import UnusableError, id_text, is_blank, kind_of, listed
 
 __all__ = [
     "Columns",

@@ -82,8 +82,14 @@ class Columns:
         """Whether a header has what is needed."""
         return any(set(alternative) <= set(names) for alternative in self.needed)
 
-    def require(self, names: list[str], separator: str, name: str, problem: str | None = None) -> None:
+    def require(self, names: list[str], name: str, *, hint: str, problem: str | None = None) -> None:
         """See whether rows can be read below a header.
+
+        Args:
+            names: of the columns, folded.
+            name: the file's.
+            hint: what to do where a column is missing.
+            problem: what is wrong with the header, if that is known.
 
         Raises:
             TableError: a column is missing, or there are two of one name.
@@ -92,11 +98,7 @@ class Columns:
             wanted = " or ".join(_and(alternative) for alternative in self.needed)
             several = "s" if len(self.texts) > 1 else ""
             found = problem or f"the columns found are {listed(names)}"
-            separators = "tabs" if separator == "\t" else "commas"
-            raise TableError(
-                f"{name} has no column{several} {wanted}: {found}. Name the columns in the first line, with "
-                f"{separators} between them."
-            )
+            raise TableError(f"{name} has no column{several} {wanted}: {found}. {hint}")
         for column in sorted(self.texts.union(self.optional)):
             if names.count(column) > 1:
                 raise TableError(f'{name} has {names.count(column)} columns "{column}". Leave one of them.')

@@ -39,7 +39,7 @@ def parquet_rows(source: Source, columns: Columns) -> Iterator[tuple[int, dict[s
         columns: that the rows need; names of columns are folded as those of a CSV.
 
     Raises:
-        TableError: it is no Parquet, or has two columns of one name.
+        TableError: it is no Parquet, lacks what is needed, or has two columns of one name.
         PrerequisiteError: pyarrow is not installed.
     """
     parquet = pyarrow_parquet()
@@ -48,11 +48,7 @@ def parquet_rows(source: Source, columns: Columns) -> Iterator[tuple[int, dict[s
         try:
             with parquet.ParquetFile(file) as table:
                 names = column_names(table.schema_arrow.names)
-                for column in sorted(columns.texts.union(columns.optional)):
-                    if names.count(column) > 1:
-                        raise TableError(
-                            f'{source.name} has {names.count(column)} columns "{column}". Leave one of them.'
-                        )
+                columns.require(names, source.name, hint="Name a column so.")
                 for batch in table.iter_batches(batch_size=_ROWS_AHEAD):
                     batch = batch.rename_columns(names)
                     for row in batch.to_pylist():

@@ -15,8 +15,6 @@ from matrix_graph.records import clean
 from matrix_graph.tables.source import Source
 from matrix_graph.tables.values import UnusableError, is_blank, lenient_text
 
-__all__ = ["EXCERPT_LENGTH", "LONGEST", "Piece", "UnusableError", "excerpt", "not_utf8", "too_long"]
-
 LONGEST = 16 * 1024 * 1024
 """The longest row, in bytes, its line ends included; a longer one cannot be used."""
 EXCERPT_LENGTH = 200

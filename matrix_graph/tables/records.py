@@ -138,7 +138,9 @@ def named_records(
     records = read_records(lines, separator)
     header = next(records, None)
     names = column_names(header.cells) if header else []
-    columns.require(names, separator, name, header.problem if header else None)
+    separators = "tabs" if separator == "\t" else "commas"
+    hint = f"Name the columns in the first line, with {separators} between them."
+    columns.require(names, name, hint=hint, problem=header.problem if header else None)
     texts = columns.texts
     for number, record in enumerate(records, 1):
         if record.blank:

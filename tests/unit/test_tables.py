@@ -195,6 +195,12 @@ def test_parquet_in_every_command(use: Use, name: str, tmp_path: Path) -> None:
     assert use.read(tmp_path / name) == TWO
 
 
+def test_parquet_that_lacks_a_column(use: Use, tmp_path: Path) -> None:
+    parquet_file(tmp_path / "q.parquet", [{"text": "one"}])
+    with pytest.raises(use.error, match=r'q\.parquet has no column.*: the columns found are "text"\. Name a column so'):
+        use.read(tmp_path / "q.parquet")
+
+
 THREE = lines("one") + b"%s\n" + lines("three")
 BROKEN: dict[str, tuple[str, bytes, str, str]] = {
     "surplus cells": (
