@@ -70,7 +70,8 @@ def run(
     questions: Annotated[
         Path,
         typer.Argument(
-            help="JSON lines or CSV with the columns question, and draft and id if you like; - is standard input.",
+            help="JSON lines, a JSON array, CSV, TSV or Parquet, each also packed (.gz), with the columns "
+            "question, and draft and id if you like; - is standard input.",
             metavar="QUESTIONS",
         ),
     ],

@@ -13,6 +13,10 @@ class ConfigError(MatrixGraphError):
     """A setting, file or option that cannot be used."""
 
 
+class TableError(ConfigError):
+    """A file of questions or rows that cannot be read, or a row of it that cannot be used."""
+
+
 class SettingsChangedError(ConfigError):
     """A run's folder that was begun under other settings."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matrix_graph.errors import CastError, ConfigError
+from matrix_graph.tables.formats import ENDINGS, ending_of, stem_of
 
 if TYPE_CHECKING:
     from matrix_graph.config import Settings
@@ -106,12 +107,21 @@ def standard_input() -> str:
         raise ConfigError(f"The question on standard input is not UTF-8: {error}") from error
 
 
-def require_folder(out: Path) -> None:
+def require_folder(out: Path, *, results: bool = False) -> None:
     """Make a folder for results, before anything is spent on them.
 
+    Args:
+        out: the folder.
+        results: whether it gets tables of results, so that `x.json` must have been meant to be one of them.
+
     Raises:
-        ConfigError: it cannot be made, or not be written to.
+        ConfigError: it cannot be made, or not be written to; or its name is that of a table, and it is not there yet.
     """
+    if results and ending_of(out.name) in ENDINGS and not out.exists():
+        raise ConfigError(
+            f"{out} reads as a file, and --out is a folder here, for several files. "
+            f"Name a folder, such as {out.with_name(stem_of(out.name))}."
+        )
     # A scene may take minutes; whether it can be kept is better known before.
     try:
         out.mkdir(parents=True, exist_ok=True)

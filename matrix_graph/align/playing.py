@@ -12,7 +12,7 @@ from typing import Any
 from matrix_graph.align.interrupts import interruptible, run_here
 from matrix_graph.align.job import Job
 from matrix_graph.batch.process import collect_garbage_rarely, open_many_files
-from matrix_graph.batch.questions import InputFormat, count_rows, open_questions, read_rows
+from matrix_graph.batch.questions import InputFormat, check_questions, count_rows, open_questions, read_rows
 from matrix_graph.batch.rows import Rejected, Row
 from matrix_graph.batch.summary import Summary
 from matrix_graph.batch.views import run_view
@@ -56,6 +56,15 @@ def play(job: Job) -> dict[str, Any]:
 def played(run: Path) -> int:
     """How many scenes a folder has that came to an end."""
     return sum(scene["status"] != "failed" for _, scene in Reader([run]).scenes())
+
+
+def check_first_rows(questions: Path) -> None:
+    """See whether a file holds questions at all.
+
+    Raises:
+        ConfigError: it does not, or cannot be read.
+    """
+    check_questions(questions, _FORMAT)
 
 
 def first_rows(questions: Path, limit: int | None) -> Iterator[Row | Rejected]:

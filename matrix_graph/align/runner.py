@@ -23,8 +23,17 @@ from matrix_graph.align.job import Job
 from matrix_graph.align.ledger import Ledger
 from matrix_graph.align.options import AlignOptions, adapter_name, most_compared, recipe_for, scene_for
 from matrix_graph.align.page import PAGE_NAME, write_page
-from matrix_graph.align.playing import count_questions
-from matrix_graph.align.record import STAGES, AlignRecord, Redone, StageName, StageRecord, read_align_record
+from matrix_graph.align.playing import check_first_rows, count_questions
+from matrix_graph.align.record import (
+    FOLDERS,
+    RECORD_NAME,
+    STAGES,
+    AlignRecord,
+    Redone,
+    StageName,
+    StageRecord,
+    read_align_record,
+)
 from matrix_graph.align.target import Target, given_target, own_target
 from matrix_graph.align.voice import Voice
 from matrix_graph.align.words import BUNDLED_NOTE, outcome, outlook
@@ -33,6 +42,7 @@ from matrix_graph.batch.lock import RunLock
 from matrix_graph.batch.words import duration
 from matrix_graph.config import Settings, load_settings
 from matrix_graph.errors import ConfigError
+from matrix_graph.files import refuse_own_files
 from matrix_graph.options import require_folder
 from matrix_graph.records import clean
 from matrix_graph.train.base import require_extra
@@ -54,7 +64,7 @@ def align(
     Given again, it does what is missing; with nothing missing it does nothing.
 
     Args:
-        questions: JSON lines or CSV, as of `matrix-graph run`; a regular file.
+        questions: a table as of `matrix-graph run`; a regular file.
         out: the folder of the alignment.
         settings: model, server and scenes; None: the environment's, else the small bundled model on a server of our
             own.
@@ -81,6 +91,8 @@ def align(
     if redo is not None and redo not in get_args(Redone):
         raise ConfigError(f"{redo!r} cannot be done again by itself; {', '.join(get_args(Redone))} can.")
     require_folder(out)
+    inputs = [Path(questions), *([options.held_out] if options.held_out else [])]
+    refuse_own_files(inputs, out, (RECORD_NAME, PAGE_NAME, *(f"{folder}/*" for folder in FOLDERS.values())))
     with RunLock(out):
         known = read_align_record(out)
         job = _job(Path(questions), out, settings or load_settings(), options, known, console)
@@ -162,6 +174,8 @@ class _Alignment:
 
     def _check_beforehand(self) -> None:
         """What would stop a later stage is better known before hours of scenes."""
+        if not self._ledger.is_done("run"):
+            check_first_rows(self._job.questions)
         if not self._ledger.is_done("train"):
             require_extra()
         if self._job.options.held_out is not None:

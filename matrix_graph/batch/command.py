@@ -15,18 +15,19 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from matrix_graph.batch.folder import read_summary
+from matrix_graph.batch.folder import OWN_FILES, read_summary
 from matrix_graph.batch.intake import finished_run
 from matrix_graph.batch.lock import is_locked
 from matrix_graph.batch.process import collect_garbage_rarely, open_many_files
 from matrix_graph.batch.progress import Progress
-from matrix_graph.batch.questions import InputFormat, count_rows, open_questions, read_rows
+from matrix_graph.batch.questions import InputFormat, check_questions, count_rows, open_questions, read_rows
 from matrix_graph.batch.rows import Rejected, Row
 from matrix_graph.batch.summary import Summary
 from matrix_graph.batch.views import run_view
 from matrix_graph.batch.words import final, status_lines
 from matrix_graph.config import Settings, explain
 from matrix_graph.errors import ConfigError, MatrixGraphError
+from matrix_graph.files import refuse_own_files
 from matrix_graph.interrupts import interrupts
 from matrix_graph.records import Cast
 
@@ -58,9 +59,13 @@ def run_questions(
     """
     console = Console(stderr=True)
     open_many_files()
-    if str(questions) != "-" and not questions.is_fifo():
+    refuse_own_files([questions], out, OWN_FILES)
+    # Better told now than when the model server has started; what is no regular file can be read only once.
+    if questions.is_file():
+        check_questions(questions, format)
+    elif str(questions) != "-" and not questions.is_fifo():
         with open_questions(questions):
-            pass  # better told now than when the model server has started
+            pass
     summary, stopped_by, error = asyncio.run(
         _run(questions, out, settings, console, format=format, cast=cast, **options)
     )

@@ -25,13 +25,15 @@ from matrix_graph.errors import ConfigError, SettingsChangedError, TraceError
 from matrix_graph.files import part_of, read_object, replace_file
 from matrix_graph.records import Status, Trace, clean
 from matrix_graph.traces.lines import LineWriter
-from matrix_graph.traces.store import TraceWriter, line_head, trace_heads, trace_line
+from matrix_graph.traces.store import FILE_NAME, TraceWriter, line_head, trace_heads, trace_line
 
 FAILED_NAME = "failed.jsonl"
 """Failed traces that `retry_failed` moved out of the way."""
 REJECTED_NAME = "rejected.jsonl"
 SETTINGS_NAME = "settings.json"
 SUMMARY_NAME = "summary.json"
+OWN_FILES = (FILE_NAME, FAILED_NAME, REJECTED_NAME, SETTINGS_NAME, SUMMARY_NAME, ".*")
+"""All that a run writes, which it must not read as its input."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LONGEST_VALUE = 80

@@ -7,22 +7,15 @@ can be written as UTF-8.
 
 from __future__ import annotations
 
-import itertools
-import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from matrix_graph.records import clean
+from matrix_graph.tables.pieces import shown
+from matrix_graph.tables.values import UnusableError, id_text, is_blank, kind_of, listed
 
-LONGEST = 16 * 1024 * 1024
-"""The longest row, in bytes, its line ends included; a longer one is rejected."""
-EXCERPT_LENGTH = 200
-"""The longest excerpt of a rejected row, in characters."""
 ALLOWED = 'an object with "question" is allowed, or a text that is the question'
 """What a row may be, for messages."""
-
-_MOST_NAMES, _LONGEST_NAME = 10, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +26,7 @@ class Row:
         question: to the letter; not blank.
         draft: the answer to rehearse; None has the model write one.
         id: the name that its sender knows it by.
-        line: where the row begins in its file, from 1; 0 where there are no lines.
+        line: where the row begins in its file, from 1; its number where a file has no lines, 0 where there is no file.
     """
 
     question: str
@@ -47,27 +40,14 @@ class Rejected:
     """A row that cannot be used.
 
     Args:
-        line: where the row begins in its file, from 1; 0 where there are no lines.
+        line: as of a `Row`.
         reason: what came, and what is allowed.
-        excerpt: the beginning of what came, at most `EXCERPT_LENGTH` characters, that any UTF-8 file takes.
+        excerpt: the beginning of what came, of a few words, that any UTF-8 file takes.
     """
 
     line: int
     reason: str
     excerpt: str
-
-
-class Line(NamedTuple):
-    """A line of the input as it came."""
-
-    number: int
-    data: bytes
-    whole: bool
-    """Whether `data` is all of the line; otherwise it is the beginning of one that is too long."""
-
-
-class UnusableError(Exception):
-    """Why a row cannot be used."""
 
 
 def to_row(item: object, line: int = 0) -> Row | Rejected:
@@ -83,7 +63,7 @@ def to_row(item: object, line: int = 0) -> Row | Rejected:
     try:
         return usable_row(item, line)
     except UnusableError as error:
-        return Rejected(line, str(error), _shown(item))
+        return Rejected(line, str(error), shown(item))
 
 
 def usable_row(item: object, line: int) -> Row:
@@ -95,82 +75,16 @@ def usable_row(item: object, line: int) -> Row:
     if isinstance(item, str):
         return usable_row({"question": item}, line)
     if not isinstance(item, Mapping):
-        raise UnusableError(f"the row is {_kind(item)}; {ALLOWED}")
+        raise UnusableError(f"the row is {kind_of(item)}; {ALLOWED}")
     if "question" not in item:
         raise UnusableError(f'"question" is missing, the keys found are {listed(item)}; {ALLOWED}')
     question, draft, id = item["question"], item.get("draft"), item.get("id")
     if not isinstance(question, str):
-        raise UnusableError(f'"question" is {_kind(question)}; a text is allowed')
+        raise UnusableError(f'"question" is {kind_of(question)}; a text is allowed')
     if is_blank(question):
         raise UnusableError('"question" is empty; a text with words is allowed')
     if draft is not None and not isinstance(draft, str):
-        raise UnusableError(f'"draft" is {_kind(draft)}; a text or null is allowed')
+        raise UnusableError(f'"draft" is {kind_of(draft)}; a text or null is allowed')
     if draft is not None and is_blank(draft):
         raise UnusableError('"draft" is empty; leave it out to have the model write one')
-    return Row(clean(question), None if draft is None else clean(draft), _id(id), line)
-
-
-def _id(value: object) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return str(value)
-        except ValueError:
-            raise UnusableError('"id" is a number of thousands of digits; a text is allowed') from None
-    if value is not None and not isinstance(value, str):
-        raise UnusableError(f'"id" is {_kind(value)}; a text, a whole number or null is allowed')
-    return None if value is None or is_blank(value) else clean(value)
-
-
-_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-}
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), f"of the type {type(value).__name__}")
-
-
-def listed(names: Iterable[object]) -> str:
-    """Names that came, few and short enough for a message."""
-    texts = (name[:_LONGEST_NAME] for name in names if isinstance(name, str))
-    return ", ".join(f'"{clean(text)}"' for text in itertools.islice(texts, _MOST_NAMES)) or "none"
-
-
-def is_blank(text: str | bytes) -> bool:
-    """Whether there is no word in it."""
-    return not text or text.isspace()
-
-
-def too_long() -> UnusableError:
-    """Why a row of more than `LONGEST` bytes cannot be used."""
-    return UnusableError(f"longer than {LONGEST:,} bytes, the most that a row may have")
-
-
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """Why a row with such bytes cannot be used."""
-    return f"not UTF-8: the byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a line"
-
-
-def lenient_text(data: bytes) -> str:
-    """Bytes as text, whatever they are."""
-    return data.decode("utf-8", "replace")
-
-
-def excerpt(data: bytes) -> str:
-    """How a row begins, for `Rejected`."""
-    return lenient_text(data[: 4 * EXCERPT_LENGTH]).strip()[:EXCERPT_LENGTH]
-
-
-def _shown(item: object) -> str:
-    if isinstance(item, str):
-        return clean(item[:EXCERPT_LENGTH])
-    try:
-        return clean(reprlib.repr(item)[:EXCERPT_LENGTH])
-    except ValueError:
-        return type(item).__name__
+    return Row(clean(question), None if draft is None else clean(draft), id_text(id), line)

@@ -34,7 +34,8 @@ def align(
     questions: Annotated[
         Path,
         typer.Argument(
-            help="JSON lines or CSV with the column question, and draft and id if you like.", metavar="QUESTIONS"
+            help="A table as of `matrix-graph run`, with the column question, and draft and id if you like.",
+            metavar="QUESTIONS",
         ),
     ],
     out: Annotated[

@@ -13,7 +13,8 @@ import typer
 
 from matrix_graph.errors import ConfigError
 from matrix_graph.options import JsonOption
-from matrix_graph.traces.export.options import ExportFormat, FileType, Include, TooLong
+from matrix_graph.tables.writing import FileType
+from matrix_graph.traces.export.options import ExportFormat, Include, TooLong
 
 if TYPE_CHECKING:
     from matrix_graph.traces.export.summary import Summary
@@ -30,7 +31,14 @@ def export(
             help="Run folders with traces.jsonl, or such files; rows come in their order.", metavar="DIR..."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; its ending says whether it is Parquet.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file to write, as its ending says: .jsonl, .json, .csv, .tsv (each also .gz) or .parquet.",
+        ),
+    ],
     format: Annotated[
         ExportFormat,
         typer.Option(
@@ -64,7 +72,8 @@ def export(
     helpful: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines, CSV or Parquet with the columns question and answer, to mix in.", metavar="FILE"
+            help="JSON lines, JSON, CSV, TSV or Parquet with the columns question and answer, to mix in.",
+            metavar="FILE",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing for --mix.")] = 0,

@@ -54,7 +54,7 @@ def probe(
     wanted = kinds_from(kinds)
     settings = settings_from(config, model, base_url, {})
     if out is not None:
-        require_folder(out)
+        require_folder(out, results=True)
     result = asyncio.run(_probed(settings, wanted, max_requests))
     if as_json:
         typer.echo(result.model_dump_json())

@@ -22,7 +22,9 @@ class TrainingMethod(StrEnum):
 def train(
     data: Annotated[
         Path,
-        typer.Argument(help="Rows as `matrix-graph export` writes them, JSON lines or Parquet.", metavar="FILE"),
+        typer.Argument(
+            help="Rows as `matrix-graph export` writes them: JSON lines, JSON, CSV or Parquet.", metavar="FILE"
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter's folder.", metavar="ADAPTER")],
     model: ModelOption = None,

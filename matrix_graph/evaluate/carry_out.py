@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from matrix_graph.evaluate.options import JUDGE_KEY_VARIABLE
+from matrix_graph.files import refuse_own_files
 from matrix_graph.interrupts import interrupts
 from matrix_graph.models.bundled.catalog import SMALL
 from matrix_graph.options import settings_from
@@ -106,9 +107,11 @@ def carry_out(
 
     from matrix_graph.batch.process import collect_garbage_rarely, open_many_files
     from matrix_graph.evaluate.adapters import checked_folders
+    from matrix_graph.evaluate.folder import OWN_FILES
     from matrix_graph.options import require_folder
 
-    require_folder(out)
+    require_folder(out, results=True)
+    refuse_own_files([Path(source) for source in {question.source for question in questions}], out, OWN_FILES)
     open_many_files()
     checked_folders(roster.adapters)
     collect_garbage_rarely()

@@ -23,6 +23,11 @@ SCORES_NAME = "scores.jsonl"
 VERDICTS_NAME = "verdicts.jsonl"
 TRACES_NAME = "traces.jsonl"
 """The scenes of `rehearsal` candidates, each with the key "candidate" beside those of a trace."""
+OWN_FILES = (
+    PLAN_NAME, QUESTIONS_NAME, ANSWERS_NAME, SCORES_NAME, VERDICTS_NAME, TRACES_NAME, "rows.jsonl", "ratings.jsonl",
+    "results.*", "timings.json", "ablation.*", "rating*", ".*",
+)  # fmt: skip
+"""All that an evaluation writes, which it must not read as its input."""
 
 R = TypeVar("R", bound=BaseModel)
 

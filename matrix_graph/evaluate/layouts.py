@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from matrix_graph.evaluate.records import Question
 from matrix_graph.records import Message, clean
+from matrix_graph.tables import Columns, UnusableError, id_text, is_blank, kind_of, listed
 
 Row = Mapping[str, Any]
 _FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge/data"
@@ -50,10 +53,14 @@ def to_question(row: Row, layout: Layout) -> Question:
     Raises:
         ValueError: it is none; says what came and what is allowed.
     """
-    question = layout.read(row)
-    if not question.question.strip():
-        raise ValueError("the question is empty; give a text.")
-    return question
+    try:
+        return layout.read(row)
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in item["loc"])
+        raise ValueError(f'"{name}" is {kind_of(item["input"])} that cannot be used: {item["msg"]}.') from error
+    except UnusableError as error:
+        raise ValueError(f"{error}.") from error
 
 
 def layout_of(row: Any) -> Layout:
@@ -89,12 +96,13 @@ def split_transcript(text: str) -> list[Message]:
 
 
 def _own(row: Row) -> Question:
-    known = {"id", "question", "history", "chosen", "rejected", "reference", "harmful", "category"}
     if "question" not in row:
-        raise ValueError(f'"question" is missing; the keys are {", ".join(sorted(map(str, row)))}.')
-    values = {key: row[key] for key in known if row.get(key) is not None}
-    values.setdefault("category", row.get("topic"))
-    return _built(**values)
+        raise UnusableError(f'"question" is missing, the keys found are {listed(row)}; {_ALLOWED}')
+    names = ("id", "history", "chosen", "rejected", "reference", "harmful", "category")
+    values = {name: _optional(row, name) for name in names}
+    if values["category"] is None:
+        values["category"] = _optional(row, "topic")
+    return _built(question=row["question"], **values)
 
 
 def _hh(row: Row) -> Question:
@@ -109,10 +117,11 @@ def _hh(row: Row) -> Question:
 
 def _safe_rlhf(row: Row) -> Question:
     # The safer answer is the chosen one, since it is harm that the set was made about.
-    safer = row["safer_response_id"]
-    if safer not in (0, 1):
-        raise ValueError(f"safer_response_id is {safer!r}; it must be 0 or 1.")
-    both_unsafe = not row.get("is_response_0_safe", True) and not row.get("is_response_1_safe", True)
+    given = row.get("safer_response_id")
+    if id_text(given) not in ("0", "1"):
+        raise ValueError(f"safer_response_id is {given!r}; it must be 0 or 1.")
+    safer = int(float(str(given)))
+    both_unsafe = all(str(row.get(f"is_response_{number}_safe")).casefold() == "false" for number in (0, 1))
     return _built(
         question=_text(row, "prompt"),
         chosen=_text(row, f"response_{safer}"),
@@ -135,7 +144,10 @@ def _harmfulqa(row: Row) -> Question:
 
 def _fastchat_old(row: Row) -> Question:
     return _built(
-        id=f"fastchat-{row['question_id']}", question=_text(row, "text"), harmful=False, category=row.get("category")
+        id=_fastchat_id(row.get("question_id")),
+        question=_text(row, "text"),
+        harmful=False,
+        category=row.get("category"),
     )
 
 
@@ -146,9 +158,8 @@ def _fastchat(row: Row) -> Question:
         raise ValueError(f"turns is {turns!r}; a list of texts is needed.")
     references = row.get("reference") or []
     reference = references[0] if isinstance(references, list) and references else None
-    number = row.get("question_id", row.get("prompt_id"))
     return _built(
-        id=None if number is None else f"fastchat-{number}",
+        id=_fastchat_id(row.get("question_id", row.get("prompt_id"))),
         question=turns[0],
         reference=reference or None,
         harmful=False,
@@ -156,18 +167,36 @@ def _fastchat(row: Row) -> Question:
     )
 
 
+def _fastchat_id(number: Any) -> str | None:
+    text = id_text(number)
+    return None if text is None else f"fastchat-{text}"
+
+
 def _text(row: Row, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        raise ValueError(f"{key} is {type(value).__name__}; a text is needed.")
+        raise ValueError(f"{key} is {kind_of(value)}; a text is needed.")
     return value
 
 
-def _built(**values: Any) -> Question:
-    number = values.get("id")
-    values["id"] = "" if number is None else str(number)
-    return Question.model_validate({key: clean(v) if isinstance(v, str) else v for key, v in values.items()})
+def _optional(row: Row, key: str) -> Any:
+    """What a row has under a key; a blank text is none."""
+    value = row.get(key)
+    return None if isinstance(value, str) and is_blank(value) else value
 
+
+def _built(**values: Any) -> Question:
+    question = values["question"]
+    if not isinstance(question, str):
+        raise UnusableError(f'"question" is {kind_of(question)}; a text is allowed')
+    if is_blank(question):
+        raise UnusableError('"question" is empty; a text with words is allowed')
+    values["id"] = id_text(values.get("id")) or ""
+    given = {key: value for key, value in values.items() if value is not None}
+    return Question.model_validate({key: clean(v) if isinstance(v, str) else v for key, v in given.items()})
+
+
+_ALLOWED = 'an object with "question" is allowed, or a text that is the question'
 
 OWN = Layout("JSON lines with our fields", None, frozenset({"question"}), _own)
 """id?, question, history?, chosen?, rejected?, reference?, harmful?, category?"""
@@ -204,3 +233,10 @@ LAYOUTS: dict[str, Layout] = {
     "vicuna-bench-text": Layout("Vicuna-Bench's first file", None, frozenset({"question_id", "text"}), _fastchat_old),
 }  # fmt: skip
 """The sets whose layout is known, by hub name; Vicuna-Bench and MT-Bench come from their authors' repository."""
+
+COLUMNS = Columns(
+    needed=(("question",), *(tuple(sorted(layout.columns)) for layout in LAYOUTS.values())),
+    optional=("id", "history", "chosen", "rejected", "reference", "harmful", "category", "topic"),
+    allowed=_ALLOWED,
+)
+"""What a table of questions has: ours, or those of a known set."""

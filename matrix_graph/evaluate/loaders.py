@@ -7,11 +7,7 @@ the order is that of the files. A hub name is looked up only where no file has t
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from matrix_graph.errors import ConfigError, PrerequisiteError
-from matrix_graph.evaluate.layouts import LAYOUTS, Layout, layout_of, to_question
+from matrix_graph.evaluate.layouts import COLUMNS, LAYOUTS, Layout, layout_of, to_question
 from matrix_graph.evaluate.records import Question
+from matrix_graph.tables import kind_of, whole_rows
 
-_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-NEEDS_DATASETS = "Hub names and Parquet files need datasets. Install it with: pip install 'matrix-graph[evaluate]'"
+NEEDS_DATASETS = "Hub names need datasets. Install it with: pip install 'matrix-graph[evaluate]'"
 
 
 def load_questions(
@@ -36,7 +32,7 @@ def load_questions(
     """All questions of several files or hub names.
 
     Args:
-        names: files (JSON lines, JSON, CSV, packed with gzip if they end in `.gz`; Parquet), or names of `LAYOUTS`
+        names: files (JSON lines, a JSON array, CSV, TSV or Parquet, packed with gzip or not), or names of `LAYOUTS`
             such as `Anthropic/hh-rlhf`; `NAME#PART` takes one split or subset of a hub name, such as
             `Anthropic/hh-rlhf#harmless-base/test`.
         answered: whether candidates answer them; else their known answers are scored alone.
@@ -105,12 +101,12 @@ def _is_other(known: Question | None, question: Question) -> bool:
 def _from(name: str) -> Iterator[Question]:
     path = Path(name)
     if path.is_file():
-        rows = _rows_of_file(path)
         layout: Layout | None = None
-        for number, row in enumerate(rows, 1):
+        for where, row in whole_rows(path, COLUMNS):
+            row = {"question": row} if isinstance(row, str) else row
             if layout is None:
                 layout = layout_of(row)
-            yield _question(row, layout, str(path), number)
+            yield _question(row, layout, str(path), where)
         return
     hub, _, part = name.partition("#")
     known = {known.casefold(): layout for known, layout in LAYOUTS.items()}
@@ -118,64 +114,20 @@ def _from(name: str) -> Iterator[Question]:
         raise ConfigError(f"{name} is neither a file nor a known hub name. Known: {', '.join(LAYOUTS)}.")
     layout = known[hub.casefold()]
     for number, row in enumerate(_rows_of_hub(layout, part), 1):
-        yield _question(row, layout, hub, number)
+        yield _question(row, layout, hub, f"row {number}")
 
 
-def _question(row: Any, layout: Layout, source: str, number: int) -> Question:
+def _question(row: Any, layout: Layout, source: str, where: str) -> Question:
     if not isinstance(row, Mapping):
-        raise ConfigError(f"{source}, row {number}: it is {type(row).__name__}; an object is needed.")
+        raise ConfigError(f"{source}, {where}: the row is {kind_of(row)}; {COLUMNS.allowed}.")
     try:
         question = to_question(row, layout)
     except ValueError as error:
-        raise ConfigError(f"{source}, row {number}: {error}") from error
+        raise ConfigError(f"{source}, {where}: {error}") from error
     if not question.id:
         content = f"{question.text}\n{question.chosen}\n{question.rejected}\n{question.reference}"
         question = question.model_copy(update={"id": hashlib.sha256(content.encode()).hexdigest()[:16]})
     return question.model_copy(update={"source": source})
-
-
-def _rows_of_file(path: Path) -> Iterator[Any]:
-    """The rows of a file. All but Parquet is read here: it needs no package, and no cache of a copy."""
-    packed = path.suffix.lower() == ".gz"
-    ending = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
-    if ending not in _ENDINGS:
-        raise ConfigError(f"{path} has no ending that is known; there are {', '.join(_ENDINGS)}, and .gz after each.")
-    if ending == ".parquet":
-        yield from _loaded("parquet", f"{path} cannot be read", data_files=str(path), split="train")
-        return
-    try:
-        with gzip.open(path, "rb") if packed else path.open("rb") as raw:
-            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            if ending in (".csv", ".tsv"):
-                yield from csv.DictReader(text, delimiter="\t" if ending == ".tsv" else ",")
-            elif ending == ".json":
-                yield from _json_array(text.read(), path)
-            else:
-                yield from _json_lines(text, path)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error}).") from error
-
-
-def _json_array(text: str, path: Path) -> Iterator[Any]:
-    """One array of rows; some call their JSON lines `.json` too."""
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deep.") from error
-    except ValueError:
-        yield from _json_lines(text.splitlines(), path)
-        return
-    yield from content if isinstance(content, list) else [content]
 
 
 def _rows_of_hub(layout: Layout, part: str) -> Iterable[Any]:

@@ -7,13 +7,13 @@ stands, to the letter.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from matrix_graph.errors import PrerequisiteError
+from matrix_graph.errors import TableError
+from matrix_graph.tables import Columns, is_blank, kind_of, whole_rows
 from matrix_graph.train.errors import TrainingError
 
 Method = Literal["sft", "dpo"]
@@ -24,7 +24,18 @@ FORMATS = (
     '"value"}]}), alpaca ({"instruction", "input", "output"}), or, for DPO, prompt, chosen and rejected'
 )
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_BATCH_ROWS = 1024
+_COLUMNS = Columns(
+    needed=(
+        ("messages",),
+        ("prompt", "completion"),
+        ("conversations",),
+        ("instruction", "output"),
+        ("chosen", "rejected"),
+    ),
+    optional=("taught", "system", "input", "history"),
+    noun="rows to train on, such as `matrix-graph export` writes",
+    allowed="a row is one JSON object",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ def read_chats(path: Path) -> Iterator[Chat]:
     """The rows of a file, for supervised training.
 
     Raises:
-        TrainingError: an unreadable file, or a row of no known format; says where.
+        TrainingError: a file that cannot be read or is empty, or a row of no known format; says where.
         PrerequisiteError: a Parquet file, and pyarrow is not installed.
     """
     for where, row in _read(path):
@@ -101,55 +112,15 @@ class _WrongRowError(Exception):
 
 
 def _read(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     try:
-        for where, row in rows:
-            if not isinstance(row, dict):
-                raise TrainingError(f"{where}: a JSON object was expected; got {_shown(row)}.")
-            yield where, row
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}. Give a file of rows.") from error
-
-
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        if file.peek(1)[:1] == b"[":  # as the tools of ShareGPT and Alpaca write it
-            try:
-                rows = json.load(file)
-            except ValueError as error:
-                raise TrainingError(f"{path} begins as a JSON array, but is none: {error}.") from error
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise TrainingError(
-                    f"{path}, line {number}: not JSON ({error}). Rows are JSON objects, one a line, or Parquet."
-                ) from error
-            yield f"{path}, line {number}", row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise PrerequisiteError(
-            f'{path} is a Parquet file, and pyarrow is not installed: run `pip install "matrix-graph[train]"`.'
-        ) from error
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    # A column that other rows have is null here, which is as if it were not there.
-                    yield f"{path}, row {number}", {name: value for name, value in row.items() if value is not None}
-    except pyarrow.ArrowException as error:
-        raise TrainingError(f"{path} is no Parquet file that can be read: {error}.") from error
+        for place, row in whole_rows(path, _COLUMNS):
+            where = f"{path}, {place}"
+            if not isinstance(row, Mapping):
+                raise TrainingError(f"{where}: a JSON object was expected; got {kind_of(row)}.")
+            # A column that other rows have is null here, which is as if it were not there.
+            yield where, {name: value for name, value in row.items() if value is not None}
+    except TableError as error:
+        raise TrainingError(f"The rows cannot be read: {error}") from error
 
 
 def _chat(row: Mapping[str, Any]) -> Chat:
@@ -208,6 +179,8 @@ def _named(row: Mapping[str, Any], messages: int, shift: int) -> list[int]:
 
 def _side(value: Any, name: str, role: str) -> list[Message]:
     if isinstance(value, str):
+        if is_blank(value):
+            raise _WrongRowError(f"{name} is empty; a text with words is allowed.")
         return [{"role": role, "content": value}]
     return _messages(value, name)
 
@@ -248,6 +221,9 @@ def _alpaca(row: Mapping[str, Any]) -> Chat:
     ):
         raise _WrongRowError(f"history must be a list of [question, answer]; got {_shown(history)}.")
     question = "\n\n".join(part for part in (parts["instruction"], parts["input"]) if part)
+    for name, text in (("instruction", question), ("output", parts["output"])):
+        if is_blank(text):
+            raise _WrongRowError(f"{name} is empty; a text with words is allowed.")
     messages = [{"role": "system", "content": parts["system"]}] if parts["system"] else []
     for asked, answered in [*history, [question, parts["output"]]]:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]

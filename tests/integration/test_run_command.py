@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -313,7 +314,7 @@ BAD_ROWS: list[tuple[bytes, str]] = [
     (b'{"question": "What is 1?", "id": {}}', '"id" is an object'),
     (b"[1, 2]", "the row is a list"),
     (b"null", "the row is null"),
-    (b'{"question": NaN}', "NaN is not allowed"),
+    (b'{"question": NaN}', '"question" is null'),
     (b"[" * 100_000, "nested too deep"),
 ]
 
@@ -457,17 +458,41 @@ def a_stream_without_end_is_played_as_it_comes_and_ends_with_ctrl_c(folder: Path
 
 
 @STORIES.add
+def a_run_does_not_play_its_own_files(folder: Path) -> None:
+    with on_server(folder, delay=0.01) as (run, server):
+        run.ask(1)
+        with (folder / FILE).open("a") as file:
+            file.write('{"quesion": "typo"}\nnot json\n')
+        assert run.finish().returncode == 1
+        before = (run.out / "rejected.jsonl").read_bytes()
+        assert before.count(b"\n") == 2
+        (folder / "link.jsonl").symlink_to(run.out / "rejected.jsonl")
+        for own in ("run/rejected.jsonl", "link.jsonl", "run/traces.jsonl"):
+            done = run.finish(questions=own, timeout=60)
+            assert done.returncode == 2
+            assert "a file that this command writes itself" in done.stderr
+            assert "Copy it elsewhere" in done.stderr
+        assert (run.out / "rejected.jsonl").read_bytes() == before
+        shutil.copy(run.out / "rejected.jsonl", folder / "copy.jsonl")
+        assert run.finish(questions="copy.jsonl").returncode == 1
+        assert len(rejected(run)) == 4
+        assert set(drafted(server).values()) == {1}
+
+
+@STORIES.add
 def what_cannot_be_run_is_told(folder: Path) -> None:
     with on_server(folder, delay=0.01) as (run, server):
         run.ask(1)
         (folder / "odd.csv").write_text("id,text\n1,What is 1?\n")
         (folder / "empty.jsonl").write_text("\n\n")
+        (folder / "wide.csv").write_text("question\nWhat is 1?\n", encoding="utf-16")
         url = ("--base-url", run.base_url)
         cases: dict[tuple[object, ...], tuple[int, str]] = {
             ("run", "none.jsonl", "--out", "o1", *url): (2, "none.jsonl does not exist"),
             ("run", "odd.csv", "--out", "o2", *url): (2, 'no column "question"'),
             ("run", FILE, "--out", "o3", "--max-requests", 0, *url): (2, "--max-requests"),
-            ("run", "empty.jsonl", "--out", "o4", *url): (0, "0 questions done"),
+            ("run", "empty.jsonl", "--out", "o4", *url): (2, "empty.jsonl holds no rows: it is empty"),
+            ("run", "wide.csv", "--out", "o5", *url): (2, "wide.csv is UTF-16, not UTF-8. Save it as UTF-8"),
             ("status", "nowhere"): (2, "holds no run"),
         }
         with ThreadPoolExecutor(3) as pool:

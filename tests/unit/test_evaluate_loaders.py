@@ -71,7 +71,7 @@ def test_hh_rlhf_as_it_is_published(tmp_path: Path) -> None:
     ],
 )
 def test_broken_hh_rows_are_refused_with_their_place(tmp_path: Path, row: Any, says: str) -> None:
-    with pytest.raises(ConfigError, match=rf"hh\.jsonl, row 2: .*{says}"):
+    with pytest.raises(ConfigError, match=rf"hh\.jsonl, line 2: .*{says}"):
         load_questions([lines(tmp_path / "hh.jsonl", HH, row)])
 
 
@@ -199,21 +199,22 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         load_questions(["walledai/AdvBench"])
     with pytest.raises(ConfigError, match=r"neither a file nor a known hub name. Known: Anthropic/hh-rlhf"):
         load_questions([str(tmp_path / "missing.jsonl")])
-    (tmp_path / "a.docx").write_text("x")
-    with pytest.raises(ConfigError, match="no ending that is known"):
+    (tmp_path / "a.docx").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(ConfigError, match=r"a\.docx is an Excel workbook or another zip file"):
         load_questions([tmp_path / "a.docx"])
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "holds no question"),
+        ("", r"q\.jsonl holds no rows: it is empty. Give a file with questions"),
         ("{}\n", '"question" is missing'),
         ('{"question": " "}\n', "is empty"),
-        ("[1]\n", "it is list"),
+        ("[1]\n", "row 1: the row is a number; an object"),
         ("{\n", "line 1: not JSON"),
-        ('{"question": "a"}\n"text"\n', "row 2: it is str"),
-        ('{"question": 5}\n', "question"),
+        ('{"question": "a"}\n["text"]\n', "line 2: the row is a list"),
+        ('{"question": 5}\n', 'line 1: "question" is a number; a text is allowed'),
+        ('{"question": "a", "harmful": "perhaps"}\n', 'line 1: "harmful" is a text that cannot be used: .*boolean'),
     ],
 )
 def test_refused_files(tmp_path: Path, content: str, says: str) -> None:

@@ -347,11 +347,11 @@ def test_helpful_rows_in_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", '{"question": "What?"}\n', "a.jsonl, line 1: no question and answer .it has: question"),
+        ("a.jsonl", '{"question": "What?"}\n', "a.jsonl, line 1: no question and answer .it has: .question"),
         ("a.jsonl", '{"question": "What?", "answer": " "}\n', "line 1"),
         ("a.jsonl", '{"question": "W", "answer": "x"}\nnonsense\n', "line 2: not JSON"),
-        ("a.jsonl", "[1]\n", "it has: list"),
-        ("a.csv", "question;answer\nWhat?;That.\n", "row 1: no question and answer"),
+        ("a.jsonl", "[1]\n", "row 1: no question and answer .it has: a number"),
+        ("a.csv", "question;answer\nWhat?;That.\n", "a.csv has no columns .question. and .answer. or"),
         ("a.jsonl", b"\xff\xfe", "not UTF-8"),
         ("missing.jsonl", None, "cannot be read"),
     ],

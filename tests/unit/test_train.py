@@ -170,7 +170,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="line 1: not JSON"):
         list(read_chats(tmp_path / "torn.jsonl"))
     (tmp_path / "array.json").write_text("[{]")
-    with pytest.raises(TrainingError, match="begins as a JSON array"):
+    with pytest.raises(TrainingError, match="row 1: the file ends within its JSON array"):
         list(read_chats(tmp_path / "array.json"))
     with pytest.raises(TrainingError, match="DPO needs prompt, chosen and rejected"):
         list(read_pairs(rows_in(tmp_path, {"messages": [ASKED, SAID]})))

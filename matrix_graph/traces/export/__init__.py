@@ -8,7 +8,8 @@ What always holds: no failed scene is exported; no word in a row is ours; the sa
 bytes; and a million rows need no more memory than a thousand.
 """
 
-from matrix_graph.traces.export.options import ExportFormat, ExportOptions, FileType, Include, Row, TooLong
+from matrix_graph.tables.writing import FileType, Row
+from matrix_graph.traces.export.options import ExportFormat, ExportOptions, Include, TooLong
 from matrix_graph.traces.export.pipeline import export, export_runs, rows
 from matrix_graph.traces.export.summary import Summary
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matrix_graph
+from matrix_graph.tables.writing import Column
 from matrix_graph.traces.export.files import write_text
 from matrix_graph.traces.export.options import ExportFormat, ExportOptions
 from matrix_graph.traces.export.reading import Reader
-from matrix_graph.traces.export.shapes import Column
 from matrix_graph.traces.export.summary import Summary
 
 _NAME = "README.md"

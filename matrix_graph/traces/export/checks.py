@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matrix_graph.errors import ConfigError
+from matrix_graph.tables.formats import stem_of
 from matrix_graph.traces.export.options import SIMULATION, ExportFormat, ExportOptions, Include
 from matrix_graph.traces.store import FILE_NAME
 
 
 def validation_path(out: Path) -> Path:
     """Where the rows for validation go."""
-    return out.with_name(f"{out.stem}.validation{out.suffix}")
+    stem = stem_of(out.name)
+    return out.with_name(f"{stem}.validation{out.name[len(stem) :]}")
 
 
 def check_helpful(options: ExportOptions, helpful: Path | None) -> None:

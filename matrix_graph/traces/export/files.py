@@ -1,4 +1,4 @@
-"""The files of an export: JSON lines or Parquet, which appear whole and together, or not at all.
+"""The files of an export, which appear whole and together, or not at all.
 
 What always holds: under its own name a file is complete; until then it is a hidden `.part` beside it, which is removed
 whatever happens. The same rows give the same bytes. At most some megabytes of rows are held in memory.
@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, cast
 
-from orjson import OPT_APPEND_NEWLINE, JSONEncodeError, dumps
+from orjson import JSONEncodeError
 
-from matrix_graph.errors import ExportError, PrerequisiteError
+from matrix_graph.errors import ConfigError, ExportError
+from matrix_graph.tables.parquet import pyarrow_parquet
+from matrix_graph.tables.writing import Column, FileType, Row, RowFile, Writing, row_file
 from matrix_graph.traces.export.hashing import Digest
-from matrix_graph.traces.export.options import FileType, Row
-from matrix_graph.traces.export.shapes import Column
 
 _FAULTS = (OSError, UnicodeEncodeError, JSONEncodeError)
-_GROUP_BYTES = 16_000_000
-"""Text in a row group of a Parquet file; so much is held in memory."""
 
 
 class Written(NamedTuple):
@@ -36,60 +32,37 @@ class Written(NamedTuple):
     sha256: str
 
 
-class RowFile(Protocol):
-    """A file that takes rows."""
-
-    rows: int
-
-    def write(self, row: Row) -> None:
-        """Take one row."""
-
-    def end(self) -> None:
-        """Write what is left."""
-
-
-def file_type_of(out: Path, wanted: FileType | None) -> FileType:
-    """How rows are written: as wanted, else Parquet if the name says so, else JSON lines."""
-    return wanted or (FileType.parquet if out.suffix.lower() == ".parquet" else FileType.jsonl)
-
-
-def pyarrow_parquet() -> ModuleType:
-    """The module that reads and writes Parquet.
-
-    Raises:
-        PrerequisiteError: it is not installed.
-    """
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise PrerequisiteError("Parquet needs pyarrow, which is not installed: `pip install pyarrow`.") from error
-    return parquet
-
-
 class DataFile:
     """One file to be, under its temporary name.
 
     Args:
         path: its name in the end.
-        type: how rows are written.
-        columns: the types of its columns, for Parquet.
+        writing: how rows are written.
+        columns: the names and types of its columns.
 
     Raises:
+        ConfigError: rows with such columns cannot be written so.
         ExportError: it cannot be written.
         PrerequisiteError: Parquet, and pyarrow is not installed.
     """
 
-    def __init__(self, path: Path, type: FileType, columns: dict[str, Column]) -> None:
+    def __init__(self, path: Path, writing: Writing, columns: dict[str, Column]) -> None:
         self.path = path
         self._part = path.with_name(f".{path.name}.part")
-        parquet = pyarrow_parquet() if type is FileType.parquet else None
+        if writing.type is FileType.parquet:
+            pyarrow_parquet()  # before anything is made
         with _refusing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file():
                 # A file is put in its place in the end, which would be the end of a device or a pipe.
                 raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
             self._file = _Hashed(self._part.open("wb"))
-            self._rows: RowFile = _ParquetRows(self._file, columns, parquet) if parquet else _JsonRows(self._file)
+        try:
+            self._rows: RowFile = row_file(cast("IO[bytes]", self._file), writing, columns)
+        except ConfigError:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+            raise
 
     @property
     def rows(self) -> int:
@@ -212,52 +185,3 @@ class _Hashed(io.RawIOBase):
         with suppress(OSError):
             self._file.close()
         super().close()
-
-
-class _JsonRows:
-    def __init__(self, file: _Hashed) -> None:
-        self.rows = 0
-        self._file = file
-
-    def write(self, row: Row) -> None:
-        self._file.write(dumps(row, option=OPT_APPEND_NEWLINE))
-        self.rows += 1
-
-    def end(self) -> None:
-        """Nothing is held."""
-
-
-class _ParquetRows:
-    def __init__(self, file: _Hashed, columns: dict[str, Column], parquet: Any) -> None:
-        pyarrow: Any = import_module("pyarrow")
-        self.rows = 0
-        self._held: list[Row] = []
-        self._bytes = 0
-        self._schema = pyarrow.schema([(name, _arrow(type)) for name, type in columns.items()])
-        self._table: Callable[..., Any] = pyarrow.Table.from_pylist
-        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
-
-    def write(self, row: Row) -> None:
-        self._bytes += len(dumps(row))
-        self._held.append(row)
-        self.rows += 1
-        if self._bytes >= _GROUP_BYTES:
-            self._flush()
-
-    def end(self) -> None:
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            self._writer.write_table(self._table(self._held, schema=self._schema))
-        self._held, self._bytes = [], 0
-
-
-def _arrow(type: Column) -> Any:
-    pyarrow: Any = import_module("pyarrow")
-    if isinstance(type, str):
-        return {"string": pyarrow.string(), "int64": pyarrow.int64()}[type]
-    if isinstance(type, list):
-        return pyarrow.list_(_arrow(type[0]))
-    return pyarrow.struct([(name, _arrow(inner)) for name, inner in type.items()])

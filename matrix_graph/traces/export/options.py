@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from matrix_graph.errors import ConfigError
 
-Row = dict[str, Any]
-
 
 class ExportFormat(StrEnum):
     """The shape of a row."""
@@ -32,13 +30,6 @@ class Include(StrEnum):
     consequences = "consequences"
     scene = "scene"
     simulation = "simulation"
-
-
-class FileType(StrEnum):
-    """How rows are written."""
-
-    jsonl = "jsonl"
-    parquet = "parquet"
 
 
 class TooLong(StrEnum):

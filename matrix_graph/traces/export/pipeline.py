@@ -13,20 +13,19 @@ from pathlib import Path
 
 from matrix_graph.errors import ExportError
 from matrix_graph.records import Trace
+from matrix_graph.tables.writing import FileType, Row, Writing, writing_of
 from matrix_graph.traces.export.card import card_path, write_card
 from matrix_graph.traces.export.checks import check_helpful, check_out, validation_path, why_nothing
 from matrix_graph.traces.export.duplicates import DuplicateFilter
-from matrix_graph.traces.export.files import DataFile, file_type_of
+from matrix_graph.traces.export.files import DataFile
 from matrix_graph.traces.export.helpful import helpful_pieces
 from matrix_graph.traces.export.lengths import Tokenizer
 from matrix_graph.traces.export.mixing import Mixer
 from matrix_graph.traces.export.options import (
     ExportFormat,
     ExportOptions,
-    FileType,
     Include,
     Parts,
-    Row,
     TooLong,
     expanded,
 )
@@ -73,7 +72,7 @@ def export(traces: Iterable[Trace], out: Path, *, scene: bool = False) -> int:
         ExportError: no scene came to an end, or the file cannot be written.
     """
     with ExitStack() as stack:
-        file = DataFile(out, FileType.jsonl, columns(ExportFormat.messages, _parts(scene)))
+        file = DataFile(out, Writing(FileType.jsonl, packed=False), columns(ExportFormat.messages, _parts(scene)))
         stack.callback(file.discard)
         for row in rows(traces, scene=scene):
             file.write(row)
@@ -101,7 +100,8 @@ def export_runs(
         out: the file to write; rows for validation go to `NAME.validation.ENDING` beside it.
         options: what to export, and how; None takes the answers as chats.
         helpful: a file with more questions and answers; its rows come first.
-        file_type: how rows are written; None goes by the ending of `out`.
+        file_type: how rows are written; None goes by the ending of `out`: `.jsonl`, `.json`, `.csv`, `.tsv`, each also
+            packed (`.gz`), or `.parquet`.
         card: whether a dataset card is written.
         watch: told after each scene how many bytes of how many are read.
 
@@ -109,7 +109,8 @@ def export_runs(
         What came of it.
 
     Raises:
-        ConfigError: options that do not fit together, or a tokenizer that cannot be used.
+        ConfigError: options that do not fit together, an ending that cannot be written, or a tokenizer that cannot be
+            used.
         ExportError: there is nothing to export, a row is too long and must not be, or a file cannot be written.
         PrerequisiteError: a package is needed that is not installed.
         TraceError: traces that cannot be read.
@@ -117,13 +118,14 @@ def export_runs(
     options = options or ExportOptions()
     check_helpful(options, helpful)
     check_out(paths, out, helpful)
+    writing = writing_of(out, file_type)
     work = _Export(options, Reader(paths, watch), helpful)
     with ExitStack() as stack:
-        train = DataFile(out, file_type_of(out, file_type), work.columns)
+        train = DataFile(out, writing, work.columns)
         stack.callback(train.discard)
         held = None
         if options.validation:
-            held = DataFile(validation_path(out), file_type_of(out, file_type), work.columns)
+            held = DataFile(validation_path(out), writing, work.columns)
             stack.callback(held.discard)
         work.run(stack, train, held)
         summary = work.summary(out, train, held)

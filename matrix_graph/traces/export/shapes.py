@@ -13,13 +13,9 @@ What always holds: all rows of a file have the same columns, none is ever null, 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
-from matrix_graph.traces.export.options import SIMULATION, ExportFormat, Parts, Row
+from matrix_graph.tables.writing import Column, Row
+from matrix_graph.traces.export.options import SIMULATION, ExportFormat, Parts
 from matrix_graph.traces.export.pieces import Chat, Piece
-
-Column: TypeAlias = "str | list[Any] | dict[str, Any]"
-"""A column's type: "string", "int64", a list of one type, or a dict of names and types."""
 
 _CHAT: Column = [{"role": "string", "content": "string"}]
 _SOURCE: dict[str, Column] = {
