@@ -184,7 +184,7 @@ class _Call:
         if "plausible" in fields:
             return self.judgement(fields)
         if "verdict" in fields:
-            return self.reflection(list(fields["people"]["properties"]))
+            return self.reflection(fields["harmed"]["items"]["properties"]["name"]["enum"])
         if "again" in fields:
             done, _, advice = self.asked.partition("Advice: ")
             return {"again": "yes" if self.decided("again", _deed(done) in advice) else "no"}
@@ -245,10 +245,10 @@ class _Call:
         works = self.decided("works", any(_is_deed(action) for _, action in happened))
         # Harm that is made up is somebody's who is there.
         harmed = (complained or people[1:2]) if harm else []
-        told = {name: {"how": "hurt by it", "effect": "harmed"} for name in harmed}
-        nothing = {"how": "nothing", "effect": "none"}
         return {
-            "people": {name: told.get(name, nothing) for name in people},
+            "harmed": [{"name": name, "how": "hurt by it"} for name in harmed if name in people],
+            "left without help": [],
+            "helped": [],
             "lesson": "It hurts." if harm else "It works." if works else "It does not work.",
             "verdict": "improve" if harm or not works else "keep",
         }

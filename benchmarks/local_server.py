@@ -102,6 +102,8 @@ class Replies:
             return json.dumps(_reflection(fields, chance))
         if "people" in fields:
             return json.dumps(_cast(fields, chance))
+        if "instead" in fields:
+            return json.dumps({name: _sentence(chance + n, 120) for n, name in enumerate(fields)})
         # One word of a choice: what an answer does, or which of two is better.
         return json.dumps({name: field["enum"][chance % len(field["enum"])] for name, field in fields.items()})
 
@@ -126,13 +128,13 @@ def _cast(fields: JSON, chance: int) -> JSON:
 
 
 def _reflection(fields: JSON, chance: int) -> JSON:
-    people: JSON = fields["people"]["properties"]
-    effects = {name: person["properties"]["effect"]["enum"] for name, person in people.items()}
+    effects = [name for name in fields if "items" in fields[name]]
+    told: dict[str, list[JSON]] = {effect: [] for effect in effects}
+    for n, name in enumerate(fields[effects[0]]["items"]["properties"]["name"]["enum"]):
+        if position := (chance + n) % (len(effects) + 1):  # of every so-manieth nothing is told
+            told[effects[position - 1]].append({"name": name, "how": _sentence(chance + n, 60)})
     return {
-        "people": {
-            name: {"how": _sentence(chance + n, 60), "effect": effect[(chance + n) % len(effect)]}
-            for n, (name, effect) in enumerate(effects.items())
-        },
+        **told,
         "lesson": _sentence(chance, 150),
         "verdict": fields["verdict"]["enum"][-1],
     }

@@ -264,3 +264,9 @@ def _ask_again(question: Question[Any], why: str) -> list[ChatMessage]:
         note += f"\nReply with one JSON object that fits this JSON schema:\n{json.dumps(question.schema)}"
     *before, last = question.again or question.messages
     return [*before, {**last, "content": f"{last['content']}\n\n{note}"}]
+
+
+def of_reply(problem: dict[str, str]) -> bool:
+    """Whether a call's problem lies in the model's reply, rather than in the server or in a limit."""
+    kinds: list[type[ReplyError]] = [ReplyError, *ReplyError.__subclasses__()]
+    return problem["type"] in {kind.__name__ for kind in kinds}

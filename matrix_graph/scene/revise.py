@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError, SceneError
 from matrix_graph.models.ask import Answer, parse_json, parse_text
-from matrix_graph.records import OUTSIDE, Effect, Role, Verdict
+from matrix_graph.records import OUTSIDE, Effect, Role, Verdict, same_name
 from matrix_graph.scene.cast import described, introduced
 from matrix_graph.scene.draft import failed
 from matrix_graph.scene.prompts import fill, opening
@@ -27,19 +27,31 @@ from matrix_graph.scene.state import Plain, SceneState
 
 # What a schema allows, in characters: three times what the prompt's words take.
 _HOW, _LESSON, _TOLERANCE = 300, 800, 10
-_EFFECTS: tuple[Effect, ...] = ("helped", "harmed", "left without help", "none")
+_EFFECTS: tuple[Effect, ...] = ("harmed", "left without help", "helped")
+"""The lists that are asked for, harm first; of whom none of them tells, the effect is "none"."""
+_SENTENCES = ("no", "hurts", "instead")
+"""What a kinder refusal is made of. Asked for one text, small models write the bare refusal once more."""
+_SENTENCE: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 600}
 _VERDICTS: dict[str, tuple[Verdict, ...]] = {"helps": ("keep", "improve"), "declines": ("keep", "kinder", "help")}
 
 
-class _Became(BaseModel):
+class _Affected(BaseModel):
+    name: str
     how: str = Field(default="", max_length=_HOW * _TOLERANCE)
-    effect: Effect
 
 
 class _Reflection(BaseModel):
-    people: dict[str, _Became]
+    harmed: list[_Affected] = []
+    unhelped: list[_Affected] = Field(default=[], alias="left without help")
+    helped: list[_Affected] = []
     lesson: str = Field(max_length=_LESSON * _TOLERANCE)
     verdict: Verdict
+
+
+class _Sentences(BaseModel):
+    no: str = Field(min_length=1)
+    hurts: str = Field(min_length=1)
+    instead: str = Field(min_length=1)
 
 
 async def reflect(stage: Stage, state: SceneState) -> Plain:
@@ -102,17 +114,24 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
         people=_outcomes(reflection),
         lesson=reflection["lesson"],
     )
+    sentences = task == "kinder"
+    system = opening(
+        "revise", task=fill("revise", str(task)), form=fill("revise", "sentences" if sentences else "text")
+    )
     answer = await stage.ask(
         "revise",
-        [*opening("revise", task=fill("revise", str(task))), {"role": "user", "content": request}],
-        parse_text,
+        [*system, {"role": "user", "content": request}],
+        _one_after_the_other if sentences else parse_text,
         stage.answer_tokens,
+        schema=_object(**dict.fromkeys(_SENTENCES, _SENTENCE)) if sentences else None,
     )
     if answer.value is None:
         return {"calls": answer.calls, "status": "failed", "error": answer.problem}
     if answer.value == state["draft"]:
         return {**kept, "calls": answer.calls}
-    check, calls = await checked(stage, state, answer.value, _happened(state))
+    check, calls, fault = await checked(stage, state, answer.value, _happened(state))
+    if fault is not None:
+        return {"calls": [*answer.calls, *calls], "status": "failed", "error": fault}
     stage.emit({"type": "check", **check})
     update: Plain = {"calls": [*answer.calls, *calls], "check": check}
     return {**update, "answer": answer.value, "revised": True} if check["passed"] else {**update, **kept}
@@ -160,27 +179,48 @@ def _worth_reflecting(stage: Stage, state: SceneState) -> bool:
     )
 
 
+def _one_after_the_other(text: str) -> str:
+    """The answer that the three sentences of a kinder refusal make; a reply in prose is the answer itself."""
+    if "{" not in text:
+        return parse_text(text)
+    reply = parse_json(_Sentences)(text)
+    return " ".join(" ".join(part.split()) for part in (reply.no, reply.hurts, reply.instead))
+
+
 def _parse(names: list[str], verdicts: tuple[Verdict, ...]) -> Callable[[str], Plain]:
     parse = parse_json(_Reflection)
 
     def to_plain(text: str) -> Plain:
         reply = parse(text)
-        # A model that was not bound to the schema may have nothing to say of people whom nobody named.
-        told = {OUTSIDE: _Became(effect="none"), **reply.people}
-        missing = [name for name in names if name not in told]
-        if missing:
-            raise ReplyError(f"people: {', '.join(missing)} is not told of.")
+        became: dict[str, tuple[Effect, str]] = {}
+        lists: dict[Effect, list[_Affected]] = {
+            "helped": reply.helped,
+            "left without help": reply.unhelped,
+            "harmed": reply.harmed,
+        }
+        for effect, people in lists.items():  # of somebody who stands in two of them, the graver one holds
+            for person in people:
+                became[_known(person.name, names)] = (effect, " ".join(person.how.split()))
         if reply.verdict not in verdicts:
             raise ReplyError(f"verdict: {reply.verdict!r} is not one of {', '.join(verdicts)}.")
         return {
             "people": [
-                {"name": name, "effect": told[name].effect, "how": " ".join(told[name].how.split())} for name in names
+                {"name": name, "effect": effect, "how": how}
+                for name in names
+                for effect, how in (became.get(name, ("none", "")),)
             ],
             "lesson": " ".join(reply.lesson.split()),
             "verdict": reply.verdict,
         }
 
     return to_plain
+
+
+def _known(name: str, names: list[str]) -> str:
+    for known in names:
+        if same_name(known, name):
+            return known
+    raise ReplyError(f"{name[:80]!r} is not one of {', '.join(names)}.")
 
 
 def _cast(state: SceneState) -> Plain:
@@ -228,11 +268,10 @@ def _outcomes(reflection: Plain) -> str:
 
 
 def _schema(names: list[str], verdicts: tuple[Verdict, ...]) -> dict[str, Any]:
-    person = _object(
-        how={"type": "string", "minLength": 1, "maxLength": _HOW}, effect={"type": "string", "enum": list(_EFFECTS)}
-    )
+    person = _object(name={"type": "string", "enum": names}, how={"type": "string", "minLength": 1, "maxLength": _HOW})
+    some = {"type": "array", "items": person, "maxItems": len(names)}
     return _object(
-        people=_object(**dict.fromkeys(names, person)),
+        **dict.fromkeys(_EFFECTS, some),
         lesson={"type": "string", "minLength": 1, "maxLength": _LESSON},
         verdict={"type": "string", "enum": list(verdicts)},
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import RootModel
 
 from matrix_graph.errors import ReplyError
-from matrix_graph.models.ask import Answer, parse_json
+from matrix_graph.models.ask import Answer, of_reply, parse_json
 from matrix_graph.records import Stance
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
@@ -47,7 +47,9 @@ async def _better(stage: Stage, state: SceneState, happened: str, first: str, se
     return await _choose(stage, "better", request, "better", letters)
 
 
-async def checked(stage: Stage, state: SceneState, revision: str, happened: str) -> tuple[Plain, list[Plain]]:
+async def checked(
+    stage: Stage, state: SceneState, revision: str, happened: str
+) -> tuple[Plain, list[Plain], dict[str, str] | None]:
     """Check whether a revision may take the draft's place.
 
     Where the deed did harm, the revision must not help with it: after a draft that declines, the revision declines,
@@ -61,7 +63,8 @@ async def checked(stage: Stage, state: SceneState, revision: str, happened: str)
         happened: the scene's events as lines of a prompt; the comparison is made in their light.
 
     Returns:
-        The check as `records.Check`, and the records of its calls.
+        The check as `records.Check`, the records of its calls, and the error of a call that the server did not answer
+        (None: it answered all). After a reply that says neither of the words, the check is not passed.
     """
     reflection, cast, question = state["reflection"], state["cast"], state["question"]
     draft = state["draft"] or ""
@@ -78,6 +81,7 @@ async def checked(stage: Stage, state: SceneState, revision: str, happened: str)
         first, _better(stage, state, happened, draft, revision), _better(stage, state, happened, revision, draft)
     )
     calls = [*side.calls, *before.calls, *after.calls]
+    faults = [answer.problem for answer in (side, before, after) if answer.problem and not of_reply(answer.problem)]
     preferred: list[Preferred] = []
     for answer, draft_is in ((before, "A"), (after, "B")):
         if answer.value is not None:
@@ -89,15 +93,19 @@ async def checked(stage: Stage, state: SceneState, revision: str, happened: str)
         why = "Compared in both orders, the draft is preferred."
     if why is None and len(preferred) < 2:
         why = "The comparison with the draft could not be made."
-    return {
-        "proposed": revision,
-        "harm": harm,
-        "stance": stance,
-        "repeats_deed": repeats,
-        "preferred": preferred,
-        "passed": why is None,
-        "why": why or "It does what the scene asks for, and the draft is not preferred.",
-    }, calls
+    return (
+        {
+            "proposed": revision,
+            "harm": harm,
+            "stance": stance,
+            "repeats_deed": repeats,
+            "preferred": preferred,
+            "passed": why is None,
+            "why": why or "It does what the scene asks for, and the draft is not preferred.",
+        },
+        calls,
+        (faults[0] if faults else None),
+    )
 
 
 def harmful(state: SceneState) -> bool:

@@ -84,8 +84,10 @@ def busy(body: JSON) -> str | None:
     if what == "check":
         return json.dumps({name: {"stance": "helps", "again": "no", "better": "A"}[name] for name in schema})
     if what == "reflect":
-        people = {name: {"how": "heard it", "effect": "left without help"} for name in schema["people"]["properties"]}
-        return json.dumps({"people": people, "lesson": "it made trouble", "verdict": "improve"})
+        names = schema["harmed"]["items"]["properties"]["name"]["enum"]
+        unhelped = [{"name": name, "how": "heard it"} for name in names]
+        told = {"harmed": [], "left without help": unhelped, "helped": []}
+        return json.dumps({**told, "lesson": "it made trouble", "verdict": "improve"})
     if what != "judge":
         return None
     notices = dict.fromkeys(schema["notices"]["properties"], "sees")

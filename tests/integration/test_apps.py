@@ -58,8 +58,8 @@ def advice(body: JSON) -> str | Fault | None:
         return f"Sell bike number {numbers[-1]}."
     if kind == "reflect":
         reflection, odd = json.loads(busy(body) or ""), int(numbers[-1]) % 2
-        people = {name: {"how": "-", "effect": "left without help" if odd else "none"} for name in reflection["people"]}
-        return json.dumps({**reflection, "people": people, "verdict": "improve" if odd else "keep"})
+        unhelped = reflection["left without help"] if odd else []
+        return json.dumps({**reflection, "left without help": unhelped, "verdict": "improve" if odd else "keep"})
     if kind == "revise":
         return f"Keep bike number {numbers[-1]}."
     return busy(body)

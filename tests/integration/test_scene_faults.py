@@ -604,7 +604,7 @@ class PlainModel(BaseChatModel):
                 "hurt": [],
             },
             "reflect": {
-                "people": {name: {"how": "laughed", "effect": "left without help"} for name in ("Ann", "Bob", "Cem")},
+                "left without help": [{"name": name, "how": "laughed"} for name in ("Ann", "Bob", "Cem")],
                 "lesson": "they laughed",
                 "verdict": "improve",
             },

@@ -141,6 +141,11 @@ def _plan(trace: Trace, cast: Cast) -> tuple[int, bool]:
     return done, False
 
 
+def _proposed(completion: str) -> str:
+    """The answer that a revision's completion is: the text itself, or the sentences of a kinder refusal."""
+    return " ".join(json.loads(completion).values()) if completion.startswith("{") else completion
+
+
 def _whole_plan_was_done(trace: Trace, cast: Cast) -> bool:
     """Whether the ego took every step of its plan, none rejected and none left out."""
     own = [event for event in trace.events if event.role == cast.ego]
@@ -244,7 +249,7 @@ def answer(trace: Trace) -> None:
         wanted = _harm(trace) or (verdict == "help" and _whole_plan_was_done(trace, trace.cast))
     assert wanted == bool(asked["revise"])
     if trace.error is None and wanted:
-        proposed = asked["revise"][-1].completion
+        proposed = _proposed(asked["revise"][-1].completion)
         assert (trace.check is None) == (proposed == trace.draft)
         assert trace.check is None or trace.check.proposed == proposed
 

@@ -156,8 +156,7 @@ def test_plain_names_stay_as_they_are() -> None:
 
 def test_the_longest_scene_fits_the_recursion_limit() -> None:
     config = SceneConfig(steps=3, max_rounds=4, roles=2)
-    people = {name: {"how": "so", "effect": "none"} for name in "ABC"}
-    reflected = {"people": people, "lesson": "l", "verdict": "improve"}
+    reflected = {"lesson": "l", "verdict": "improve"}
 
     def override(purpose: str, role: str, round: int, rng: object) -> object:
         if purpose != "judge":

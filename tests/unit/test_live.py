@@ -61,9 +61,7 @@ def robbery(purpose: str, role: str, round: int, rng: random.Random) -> Any:
     if purpose == "judge":
         return judged(role == "Robber", reason="people cannot fly")
     if purpose == "reflect":
-        became = {name: {"how": "nothing", "effect": "none"} for name in ("Robber", OUTSIDE)}
-        became["Teller"] = {"how": "is afraid", "effect": "harmed"}
-        return {"people": became, "lesson": "people got hurt", "verdict": "improve"}
+        return {"harmed": [{"name": "Teller", "how": "is afraid"}], "lesson": "people got hurt", "verdict": "improve"}
     return CHECKED if purpose in CHECKS else "Do not ask for it."
 
 
@@ -319,8 +317,8 @@ def spoken(text: str) -> list[Event]:
                 )
             )
         if purpose == "reflect":
-            people = {name: {"how": text[:2000], "effect": "harmed"} for name in ("Robber", "Teller", OUTSIDE)}
-            return json.dumps({"people": people, "lesson": text[:2000], "verdict": "improve"})
+            harmed = [{"name": name, "how": text[:2000]} for name in ("Robber", "Teller", OUTSIDE)]
+            return json.dumps({"harmed": harmed, "lesson": text[:2000], "verdict": "improve"})
         return CHECKED if purpose in CHECKS else f"now {text}"
 
     name = safe(text).replace("\n", " ")[:20]

@@ -29,7 +29,6 @@ from matrix_graph import Cast, Rehearsal, SceneConfig, Trace
 from matrix_graph.compose.agent_turn import read_turn
 from matrix_graph.compose.middleware import SMALLEST_SCENE, RehearsalMiddleware
 from matrix_graph.errors import ConfigError, SceneError
-from matrix_graph.records import OUTSIDE
 from tests.unit.agent_model import AgentModel
 from tests.unit.scripted import ScriptedModel
 
@@ -62,10 +61,8 @@ def script(against: bool = True, **replies: Any) -> Callable[[str, str, int, ran
             said = {"plausible": True, "reason": "why not", "observers": [], "seen": None, "changes": []}
             return {**said, "consequence": "she cries", "hurt": ["Sister"] if against else []}
         if purpose == "reflect":
-            became = {"how": "she cries", "effect": "harmed" if against else "none"}
-            nothing = {"how": "nothing", "effect": "none"}
-            people = {"Asker": nothing, "Sister": became, OUTSIDE: nothing}
-            return {"people": people, "lesson": "it hurt her", "verdict": "improve" if against else "keep"}
+            harmed = [{"name": "Sister", "how": "she cries"}] if against else []
+            return {"harmed": harmed, "lesson": "it hurt her", "verdict": "improve" if against else "keep"}
         if purpose == "check":
             return {"again": "no", "better": "B", "stance": "helps"}  # an answer to whichever of them is asked
         return {"revise": BETTER, "when": {"who": "the sister", "touches_others": True}}.get(purpose)

@@ -98,10 +98,12 @@ def judge(plausible: bool = True, **more: Any) -> dict[str, Any]:
     return {"reason": "so", "plausible": plausible, **fields}
 
 
-def reflection(verdict: str, lesson: str = "so it is", names: list[str] = NAMES, **effects: str) -> dict[str, Any]:
+def reflection(verdict: str, lesson: str = "so it is", **effects: str) -> dict[str, Any]:
     """A reflection in which nothing became of those who are not named."""
-    people = {name: {"how": "as it was", "effect": effects.get(name, "none")} for name in names}
-    return {"people": people, "lesson": lesson, "verdict": verdict}
+    told: dict[str, list[dict[str, str]]] = {"harmed": [], "left without help": [], "helped": []}
+    for name, effect in effects.items():
+        told[effect].append({"name": name, "how": "as it was"})
+    return {**told, "lesson": lesson, "verdict": verdict}
 
 
 def script(**replies: Any) -> ScriptedModel:

@@ -45,7 +45,7 @@ def state(stance: str, harm: str) -> Any:
 @pytest.mark.parametrize("draft", STANCES)
 async def test_what_a_revision_may_do_with_the_question(draft: str, said: str, harm: str) -> None:
     again = {"helps": "yes", "declines": "no"}.get(said, said)
-    check, calls = await checked(
+    check, calls, _ = await checked(
         stage(stance=said, again=again, better="A"), state(draft, harm), REVISION, "- Ann: goes"
     )
     assert check["harm"] == (harm != "nowhere") and check["proposed"] == REVISION
@@ -75,7 +75,7 @@ async def test_what_a_revision_may_do_with_the_question(draft: str, said: str, h
     ],
 )
 async def test_both_are_compared_in_both_orders(letters: list[str], preferred: list[str], passed: bool) -> None:
-    check, calls = await checked(
+    check, calls, _ = await checked(
         stage(stance="helps", better=iter(letters)), state("helps", "nowhere"), REVISION, "- Ann: goes"
     )
     assert check["passed"] is passed
