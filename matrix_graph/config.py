@@ -164,7 +164,7 @@ def explain(error: ValidationError | SettingsError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])
-        hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name
+        hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name or "extra_args" in name
         value = "" if hidden else f" (got {item['input']!r})"
         message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"  {name}: {message}{value}")

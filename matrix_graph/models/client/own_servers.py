@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from matrix_graph.models.client import listeners
 
 Place = tuple[str, int]
+_HERE = {"127.0.0.1", "::1", "localhost"}
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -81,6 +82,12 @@ def current_key(url: str, key: str | None) -> str | None:
     if not _known or key is None or (place := _named(_place(url))) is None:
         return key
     return _known[place].key or key if key in _former.get(place, ()) else key
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two addresses are of the same server."""
+    (host, port), (other_host, other_port) = _place(one), _place(other)
+    return port == other_port and (host == other_host or {host, other_host} <= _HERE)
 
 
 def watch(watcher: Callable[[str, OwnServer], None]) -> Callable[[], None]:
