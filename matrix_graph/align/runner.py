@@ -70,7 +70,7 @@ def align(
         SettingsChangedError: the folder was begun with other questions or settings; says which, and what to do.
         ConfigError: questions, options or a folder that cannot be used.
         RunLockedError: another alignment writes there.
-        PrerequisiteError: the `train` extra or an engine is not installed; holds the command.
+        PrerequisiteError: the `train` or `evaluate` extra or an engine is not installed; holds the command.
         ServerError: a server cannot be started, or takes no adapters.
         ExportError: the scenes give too few rows; says what to do.
         TrainingError: the training cannot go on.
@@ -164,6 +164,8 @@ class _Alignment:
         """What would stop a later stage is better known before hours of scenes."""
         if not self._ledger.is_done("train"):
             require_extra()
+        if not self._ledger.is_done("compare"):
+            import matrix_graph.evaluate.statistics  # noqa: F401 - tells what is missing now, not after hours of training
         if self._job.options.held_out is not None:
             from matrix_graph.align.serving import held_out_questions
 
