@@ -20,7 +20,7 @@ except MatrixGraphError as error:
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit integration real format clean
+.PHONY: help demo test check unit integration real audit format clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ integration: $(VENV)/.dev $(VENV)/.train ## Integration tests: real processes an
 
 real: $(VENV)/.dev $(VENV)/.train ## Tests on a real vLLM server with the bundled model.
 	$(BIN)/python -m pytest tests/real
+
+audit: $(VENV)/.dev ## Look up known holes of what is installed with pip-audit, where its source can be reached.
+	@$(PIP) install --quiet 'pip-audit>=2.10,<3' || { echo "audit: pip-audit cannot be installed, so nothing was looked up."; exit 2; }
+	@$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.dev ## Format the code and mend what lint can mend.
 	$(BIN)/ruff format .

@@ -26,6 +26,8 @@ ENV_PREFIX = "MATRIX_GRAPH_"
 
 LONGEST_ANSWER = 1536
 """Tokens of a draft or a revision at most, where neither the settings nor the model say otherwise."""
+UNKNOWN_CONTEXT_LENGTH = 32_768
+"""Tokens of context, where neither the settings nor the server nor the model tells."""
 ROUNDS_TO_REACT = 2
 """Rounds after the last step of the plan: a call to the police and their coming take two."""
 
@@ -79,7 +81,9 @@ class SceneConfig(BaseModel):
         description="The longest that a runnable may take over a role's action, in seconds.",
     )
     context_length: int | None = Field(
-        default=None, ge=512, description="The model's context in tokens; null asks the model, else assumes 32,768."
+        default=None,
+        ge=512,
+        description=f"The model's context in tokens; null asks the model, else assumes {UNKNOWN_CONTEXT_LENGTH:,}.",
     )
 
     @property
@@ -164,7 +168,7 @@ def explain(error: ValidationError | SettingsError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])
-        hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name
+        hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name or "extra_args" in name
         value = "" if hidden else f" (got {item['input']!r})"
         message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"  {name}: {message}{value}")

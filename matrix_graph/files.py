@@ -1,7 +1,11 @@
-"""Small files of a run's folder, each replaced as a whole.
+"""Small files of a run's folder, each replaced as a whole; and who may read what this package writes.
 
 Why: others read them while a run goes on, and a run may be killed at any moment. What always holds: who reads sees the
 old file or the new one whole; what a killed program left of a new one has a name of its own, and is overwritten.
+
+Who may read: what a user asks for (traces, answers, reports, exports, adapters, in the folder that they name) obeys
+their umask, like any other file of theirs. What the package keeps for itself and may hold a key or a prompt (keys, the
+model server's log) is made by the functions below whose names say `private`: only this user can read it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,10 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+"""Rights of what only this user may read."""
 
 from matrix_graph.errors import ConfigError
 
@@ -44,6 +51,44 @@ def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that only this user can look into; one that is there becomes such a one.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+    if folder.stat().st_mode & 0o777 & ~PRIVATE_FOLDER:
+        folder.chmod(PRIVATE_FOLDER)
+
+
+def open_private(path: Path) -> TextIO:
+    """Open a text file for appending; a new one can be read by this user only, one that is there keeps its rights.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE_FILE), "a", encoding="utf-8")
+
+
+def replace_private_file(path: Path, content: bytes) -> None:
+    """Put a file in place that only this user can read, whole or not at all.
+
+    Raises:
+        OSError: it could not be written; the old file, if any, is still there.
+    """
+    part = part_of(path)
+    part.unlink(missing_ok=True)  # one that was left may have other rights
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE), "wb") as file:
+            file.write(content)
         part.replace(path)
     except OSError:
         with suppress(OSError):

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +22,8 @@ from rich.text import Text
 from matrix_graph.config import Settings
 from matrix_graph.errors import ServerError
 from matrix_graph.live import safe
-from matrix_graph.models.bundled import cache_directory
+from matrix_graph.models.client import key_files, own_servers
+from matrix_graph.models.client.own_servers import OwnServer
 from matrix_graph.models.server import VLLMServer
 
 
@@ -67,21 +67,31 @@ def serve_until_stopped(settings: Settings, *, as_json: bool) -> None:
 
 @contextmanager
 def _key_file(server: VLLMServer) -> Iterator[Path]:
-    """A file with the server's key that only this user can read, and that is gone with the server."""
-    path = cache_directory() / "keys" / f"{server.base_url.rsplit(':', 1)[1].split('/')[0]}.key"
+    """A file with the server's key that only this user can read; gone while the server is, and new when it is back."""
+    base_url = server.base_url
+
+    def keep(url: str, own: OwnServer) -> None:
+        if not base_url.startswith(f"{url}/"):
+            return
+        if own.key is None:
+            key_files.remove_key(base_url)
+            return
+        with suppress(OSError):  # told below, where it is tried first
+            key_files.write_key(base_url, own.key)
+
+    end = own_servers.watch(keep)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.unlink(missing_ok=True)  # one that a killed server left may have other rights
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(server.api_key)
-    except OSError as error:
-        raise ServerError(
-            f"The key cannot be kept in {path}: {error}. Name another folder: MATRIX_GRAPH_CACHE."
-        ) from error
-    try:
+        try:
+            path = key_files.write_key(base_url, server.api_key)
+        except OSError as error:
+            raise ServerError(
+                f"The key cannot be kept in {key_files.key_file(base_url)}: {error}. Name another folder: "
+                "MATRIX_GRAPH_CACHE."
+            ) from error
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        end()
+        key_files.remove_key(base_url)
 
 
 def _announce(server: VLLMServer, key_file: Path, as_json: bool) -> None:

@@ -80,7 +80,7 @@ def align(
         SettingsChangedError: the folder was begun with other questions or settings; says which, and what to do.
         ConfigError: questions, options or a folder that cannot be used.
         RunLockedError: another alignment writes there.
-        PrerequisiteError: the `train` extra or an engine is not installed; holds the command.
+        PrerequisiteError: the `train` or `evaluate` extra or an engine is not installed; holds the command.
         ServerError: a server cannot be started, or takes no adapters.
         ExportError: the scenes give too few rows; says what to do.
         TrainingError: the training cannot go on.
@@ -178,6 +178,8 @@ class _Alignment:
             check_first_rows(self._job.questions)
         if not self._ledger.is_done("train"):
             require_extra()
+        if not self._ledger.is_done("compare"):
+            import matrix_graph.evaluate.statistics  # noqa: F401 - tells what is missing now, not after hours of training
         if self._job.options.held_out is not None:
             from matrix_graph.align.serving import held_out_questions
 

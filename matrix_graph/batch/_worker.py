@@ -29,6 +29,7 @@ from matrix_graph.config import SceneConfig
 from matrix_graph.errors import CrashingQuestionError, ModelError, ModelUnavailableError
 from matrix_graph.models.ask import describe
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client import own_servers
 from matrix_graph.models.turn import Call, Clocks, Visitor, current_call
 from matrix_graph.records import Cast
 
@@ -129,6 +130,7 @@ class Worker(asyncio.Protocol):
         self._unpacker = Unpacker()
         self._gate = RemoteGate(outbox.send)
         self._player: Player | None = None
+        self._base_url = ""
         self._scenes: dict[int, asyncio.Task[None]] = {}
         self._error: Exception | None = None
 
@@ -173,6 +175,8 @@ class Worker(asyncio.Protocol):
                 self._gate.refuse(number, kind, why)
             case ["away", away]:
                 self._gate.away(away)
+            case ["server", key, sockets]:
+                self._know(key, sockets)
             case ["begin", task]:
                 self._begin(**task)
             case _:
@@ -188,7 +192,12 @@ class Worker(asyncio.Protocol):
         config: dict[str, Any],
         away: bool,
         run: int,
+        server: list[Any] | None = None,
     ) -> None:
+        self._base_url = model["base_url"]
+        if server is not None:
+            self._know(key, None)  # the key that it may have had before, where it is away at this moment
+            self._know(*server)
         self._player = ScenePlayer(
             ChatVLLM(**model, api_key=None if key is None else SecretStr(key)),
             name=name,
@@ -199,6 +208,11 @@ class Worker(asyncio.Protocol):
         self._gate.away(away)
         self._watch = asyncio.create_task(self._until_gone(run))
         self._outbox.send(["ready"])
+
+    def _know(self, key: str | None, sockets: list[int] | None) -> None:
+        """The model server is one of the run's own, and this is how it is recognised."""
+        sockets_or_none = None if sockets is None else frozenset(sockets)
+        own_servers.announce(self._base_url, own_servers.OwnServer(key, sockets_or_none))
 
     async def _play(self, row: Row, key: str, visitor: Visitor) -> None:
         assert self._player is not None  # "begin" comes first

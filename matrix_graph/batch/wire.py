@@ -7,6 +7,7 @@ A message is a JSON array that begins with its kind, and may carry bytes: a trac
                     cancel scene
                     go call                         its turn has come; or it may try again
                     refused call type message
+                    server key sockets              the run's own server was started again: its key, by what it is known
                     away yes                        the server is away, clocks stand still; or it is back
     to the run      ready
                     enter scene call                wants a turn

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.globals import get_llm_cache
@@ -22,10 +23,13 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from matrix_graph.batch.player import Played, broken_off
 from matrix_graph.batch.rows import Row
+from matrix_graph.batch.wire import Message
 from matrix_graph.batch.worker_handle import WorkerDiedError, WorkerError, WorkerHandle
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client import own_servers
+from matrix_graph.models.client.own_servers import OwnServer
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
 from matrix_graph.records import Cast
@@ -98,7 +102,7 @@ class WorkerPlayer:
         self._tell = on_status
         # What was left to the defaults is left to them there too, since a run's patience depends on what was set.
         fields = model.model_dump(mode="json", exclude_unset=True, exclude=_HERE) | {"base_url": model.base_url}
-        self._task = {
+        self._task: dict[str, Any] = {
             "model": fields,
             "key": model.api_key.get_secret_value() if model.api_key else None,
             "name": name,
@@ -106,6 +110,8 @@ class WorkerPlayer:
             "config": config.model_dump(mode="json"),
             "run": os.getpid(),
         }
+        self._base_url = model.base_url
+        self._no_news = _nothing
         self._workers: list[WorkerHandle] = []
         self._launches: set[asyncio.Task[None]] = set()
         self._one_suspect = asyncio.Lock()
@@ -120,6 +126,14 @@ class WorkerPlayer:
         Raises:
             WorkerError: they do not start.
         """
+        loop = asyncio.get_running_loop()
+
+        def tell(url: str, server: OwnServer) -> None:
+            if own_servers.same_place(url, self._base_url):
+                with suppress(RuntimeError):  # the loop is closed, and so is the run
+                    loop.call_soon_threadsafe(self._tell_workers, server)
+
+        self._no_news = own_servers.watch(tell)
         for _ in range(self._count):
             self._add()
         while self._error is None and sum(worker.ready for worker in self._workers) < self._count:
@@ -145,9 +159,15 @@ class WorkerPlayer:
         for worker in self._workers:
             worker.send(["away", away])
 
+    def _tell_workers(self, server: OwnServer) -> None:
+        """The run's own server is up again, with another key, or away."""
+        for worker in self._workers:
+            worker.send(["server", *_told(server)])
+
     async def close(self) -> None:
         """End all workers; returns when none is left."""
         self._closing = True
+        self._no_news()
         for launch in list(self._launches):
             launch.cancel()
         await asyncio.gather(*self._launches, return_exceptions=True)
@@ -184,7 +204,13 @@ class WorkerPlayer:
         """A worker was started, is ready, or has ended."""
         if worker not in self._workers:
             self._workers.append(worker)
-            worker.send(["begin", {**self._task, "away": self._traffic.clocks.stopped}])
+            own = own_servers.find(self._base_url)
+            now = {
+                "away": self._traffic.clocks.stopped,
+                "key": own_servers.current_key(self._base_url, self._task["key"]),
+                "server": None if own is None else _told(own),
+            }
+            worker.send(["begin", {**self._task, **now}])
         elif worker.over.is_set():
             self._workers.remove(worker)
             if not self._closing and not (worker.apart and worker.ready):
@@ -246,6 +272,15 @@ class WorkerPlayer:
             f"{_TRIES} of them with nothing else to do."
         )
         return broken_off(row, key, self._config, error)
+
+
+def _told(server: OwnServer) -> Message:
+    """A server of this program, as a worker is told of it."""
+    return [server.key, None if server.sockets is None else sorted(server.sockets)]
+
+
+def _nothing() -> None:
+    """Before the start there is nothing to end."""
 
 
 async def _spawn(worker: asyncio.SubprocessProtocol) -> None:

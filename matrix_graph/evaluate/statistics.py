@@ -23,7 +23,8 @@ try:
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 except ImportError as error:
     raise PrerequisiteError(
-        f"Intervals need {error.name}. Install it with: pip install 'matrix-graph[evaluate]'"
+        f"To compare candidates, with intervals, {error.name} is needed. Install it with: "
+        "pip install 'matrix-graph[evaluate]'"
     ) from error
 
 if TYPE_CHECKING:

@@ -1,16 +1,16 @@
 """One vLLM server of our own: started, watched, restarted when it dies, and ended with everything that it started.
 
 Why: every part of a rehearsal asks the same model, so one server does for a whole program, and it should be no more
-trouble than a function call. What always holds: the key is made here and appears in no command line, log or repr; a
-server that is ready has answered to that key; synchronous and asynchronous callers are served alike; whatever ends this
-program, SIGKILL included, ends the server and all its workers.
+trouble than a function call. What always holds: the key is made here, anew for each start of vLLM, and appears in no
+command line, log or repr; it is sent to nobody but vLLM itself, which answers nobody without it; synchronous and
+asynchronous callers are served alike; whatever ends this program, SIGKILL included, ends the server and all its
+workers.
 """
 
 import asyncio
 import atexit
 import logging
 import os
-import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ from matrix_graph.models.bundled import (
 )
 from matrix_graph.models.memory import memory_bytes
 from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
-from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint
+from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint, new_key
 from matrix_graph.models.serving.launch import (
     ServerConfig,
     free_port,
@@ -65,7 +65,6 @@ class VLLMServer:
         on_status: gets short lines for a person while the server starts or restarts, from the watching thread.
 
     Attributes:
-        api_key: the key that requests must bear; made anew for each instance.
         log_path: the file with the server's output.
     """
 
@@ -77,7 +76,7 @@ class VLLMServer:
         on_status: Callable[[str], None] | None = None,
     ) -> None:
         self.config = config
-        self.api_key = secrets.token_urlsafe(32)
+        self._next_key = new_key()
         self.log_path = config.log_path or new_log_path(cache_directory() / "logs")
         self._model = None if model is None else str(model)
         self._bundled: BundledModel | None = None  # known at the start, whose error a wrong name is
@@ -103,6 +102,13 @@ class VLLMServer:
             ServerError: the server was not started, so it has no port yet.
         """
         return self._endpoint().base_url
+
+    @property
+    def api_key(self) -> str:
+        """The key that requests must bear; another after each start and restart, which the clients in this program
+        follow by themselves."""
+        endpoint = self._watch.endpoint if self._watch else None
+        return endpoint.api_key if endpoint else self._next_key
 
     @property
     def model_name(self) -> str:
@@ -308,21 +314,23 @@ class VLLMServer:
                 environment=server_environment(
                     self.config,
                     local_model=Path(model).is_absolute(),
-                    api_key=self.api_key,
+                    api_key=endpoint.api_key,
                     device=device,
                     base=os.environ,
                 ),
                 log_path=self.log_path,
                 stop_timeout=self.config.stop_timeout,
-                secret=self.api_key,
+                secret=endpoint.api_key,
                 on_line=on_line,
             )
 
+        def endpoint() -> Endpoint:
+            key, self._next_key = self._next_key, new_key()
+            return Endpoint(self.config.host, self.config.port or free_port(self.config.host), api_key=key)
+
         return ServerWatch(
             self.config,
-            endpoints=lambda: Endpoint(
-                self.config.host, self.config.port or free_port(self.config.host), api_key=self.api_key
-            ),
+            endpoints=endpoint,
             launch=launch,
             on_up=self._load_all,
             on_status=self._on_status,

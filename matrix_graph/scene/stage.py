@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 
-from matrix_graph.config import LONGEST_ANSWER, SceneConfig
+from matrix_graph.config import LONGEST_ANSWER, UNKNOWN_CONTEXT_LENGTH, SceneConfig
 from matrix_graph.errors import ModelError, SceneError
 from matrix_graph.models.ask import TRIES, Answer, ChatMessage, Question, ask, describe, parse_text
 from matrix_graph.models.bundled import longest_answer
@@ -27,8 +27,6 @@ T = TypeVar("T")
 
 SMALLEST_CONTEXT = 2048
 """Tokens that any model takes; as long as a dialogue is shorter, nobody has to be asked for the model's context."""
-UNKNOWN_CONTEXT_LENGTH = 32_768
-"""Tokens, where neither the configuration nor the server nor the model tells."""
 PLAY_SHARE = 0.8
 """How much of `max_seconds` the scene may take before it has to come to its end."""
 _PATIENCE = 10.0

@@ -1,6 +1,6 @@
 """The model that gets an adapter: what must be installed for it, its tokenizer, its weights, and who it is.
 
-What always holds: weights are loaded from safetensors or refused by the library, no code of a model's folder is run,
+What always holds: weights are loaded from safetensors, pickles are refused, no code of a model's folder is run,
 and a model that is a folder needs no network.
 """
 
@@ -19,7 +19,7 @@ from matrix_graph.train.record import BaseModelAccount
 from matrix_graph.train.rows import file_sha256
 
 MODULES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
-_WEIGHTS = ("*.safetensors", "*.bin")
+_WEIGHTS = ("*.safetensors",)
 
 
 def require_extra() -> None:
@@ -100,7 +100,7 @@ def load_model(path: str, quantization: Literal["4bit", "none"]) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     number = torch.bfloat16 if bfloat16_here() else torch.float32
-    options: dict[str, Any] = {"dtype": number}
+    options: dict[str, Any] = {"dtype": number, "use_safetensors": True}
     if quantization == "4bit":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

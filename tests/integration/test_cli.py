@@ -586,6 +586,22 @@ def test_serve_as_json_with_a_port_and_an_adapter(shell: Shell, serving: Callabl
     assert not Path(told["key_file"]).exists()
 
 
+def test_serve_keeps_the_new_key_of_an_engine_that_was_started_again(
+    shell: Shell, serving: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = serving(arguments=("--json",))
+    told = json.loads(started(process, 1)[0])
+    path = Path(told["key_file"])
+    key = path.read_text()
+    os.kill(pids(shell.folder / "pids.json")[0], signal.SIGKILL)
+    assert eventually(lambda: path.exists() and path.read_text() not in ("", key), 30)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = shell.run("adapters", "list", "--base-url", told["base_url"], VLLM_API_KEY=path.read_text())
+    assert found.returncode == 0, found.stderr
+    refused = shell.run("adapters", "list", "--base-url", told["base_url"], VLLM_API_KEY=key)
+    assert refused.returncode == 1 and "refuses the key" in refused.stderr
+
+
 def test_serve_on_a_terminal_sends_standard_output_where_it_goes(shell: Shell) -> None:
     config = shell.config("--stub-start-seconds", 0.5, max_restarts=0)
     master, slave = pty.openpty()

@@ -34,6 +34,7 @@ from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.traces.store import read_traces
 from tests.integration.model_server import Fault, ModelServer
 from tests.unit.scripted import ScriptedModel
+from tests.unit.test_adapter import make_adapter
 
 ALL = (
     "base,rehearsal:roles=1:steps=1,critique-revise:revisions=1,self-align,safe-prompt,debate:agents=2,best-of-n:n=2,"
@@ -432,10 +433,7 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
 
 
 def adapter(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"r": 8, "peft_type": "LORA"}')
-    (folder / "adapter_model.bin").write_bytes(b"")
-    return folder
+    return make_adapter(folder)
 
 
 async def test_adapters_are_loaded_once_and_only_under_a_name_of_their_own(server: ModelServer, tmp_path: Path) -> None:

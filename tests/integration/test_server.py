@@ -291,15 +291,17 @@ def test_key_is_in_no_command_line_log_or_repr(tmp_path: Path) -> None:
 # --- dying and coming back
 
 
-def test_restarts_on_the_same_port_with_the_same_key(pids_file: Path) -> None:
+def test_restarts_on_the_same_port_with_another_key(pids_file: Path) -> None:
     lines: list[str] = []
     with VLLMServer(MODEL, config=config("--stub-pids", pids_file), on_status=lines.append) as server:
-        before, url, old = server.pid, server.base_url, pids(pids_file)
+        before, url, old, key = server.pid, server.base_url, pids(pids_file), server.api_key
         pids_file.unlink()
         post(server, "/die?code=7")
         asyncio.run(server.wait_ready(20))
         assert server.healthy and server.restarts == 1
-        assert server.base_url == url and server.pid != before
+        assert server.base_url == url and server.pid != before and server.api_key != key
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(server, "/v1/models", key=key)
         assert get(server, "/v1/models")["data"]
         assert not any(alive(pid) for pid in old)
         assert any("exited with code 7; restart 1 of 5" in line for line in lines)

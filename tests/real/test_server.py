@@ -1,8 +1,9 @@
-"""The server with the real vLLM and real weights: it serves, comes back from death, keeps its key, leaves nothing."""
+"""The server with the real vLLM and real weights: it serves, comes back from death, keeps to itself, leaves nothing."""
 
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,6 +99,55 @@ def test_key_is_in_no_command_line_and_not_in_the_log(server: VLLMServer) -> Non
         urllib.request.urlopen(f"{server.base_url}/models", timeout=10)
 
 
+ROUTE = re.compile(r"Route: (\S+), Methods: ([A-Z, ]+)")
+
+
+def routes(server: VLLMServer) -> set[tuple[str, str]]:
+    """Every method and path that this vLLM has, as it logs them at its start."""
+    found = {
+        (method, re.sub(r"{.*?}", "name", path))
+        for path, methods in ROUTE.findall(server.log_path.read_text(encoding="utf-8", errors="replace"))
+        for method in methods.replace(" ", "").split(",")
+    }
+    return found | {("GET", path) for path in ("/docs", "/redoc", "/openapi.json", "/metrics", "/")}
+
+
+def status(server: VLLMServer, method: str, path: str, **headers: str) -> int:
+    body = json.dumps({"name": "x", "src": "/tmp", "model": server.model_name, "prompt": "x"}).encode()
+    request = urllib.request.Request(
+        server.base_url.removesuffix("/v1") + path,
+        method=method,
+        data=body if method == "POST" else None,
+        headers={"Content-Type": "application/json", **headers},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_every_route_asks_for_the_key(server: VLLMServer) -> None:
+    asked = routes(server)
+    assert len(asked) > 20 and {("POST", "/invocations"), ("POST", "/adapters"), ("DELETE", "/adapters/name")} <= asked
+    open_paths = {("GET", "/health"), ("HEAD", "/health")}
+    refused = {route: status(server, *route) for route in asked - open_paths}
+    assert set(refused.values()) == {401}, refused
+    assert status(server, "POST", "/invocations", Authorization="Bearer wrong") == 401
+    assert status(server, "GET", "/health") == 200
+
+
+def test_pages_of_other_sites_are_refused_and_the_key_opens_all(server: VLLMServer) -> None:
+    key = {"Authorization": f"Bearer {server.api_key}"}
+    assert status(server, "GET", "/health", Host="rebound.evil.example") == 403
+    assert status(server, "POST", "/tokenize", Origin="https://evil.example", **key) == 403
+    assert status(server, "POST", "/tokenize", Host="rebound.evil.example", **key) == 403
+    assert status(server, "POST", "/tokenize", **key) == 200
+    assert status(server, "GET", "/metrics", **key) == 200
+    assert status(server, "GET", "/docs", **key) == 404
+
+
 def test_adapters_and_death_of_the_engine(server: VLLMServer, tmp_path: Path) -> None:
     base = ask(server, "Name a colour.")
     server.load_adapter("strong", save_adapter(tmp_path / "strong", scale=5.0))
@@ -106,7 +156,7 @@ def test_adapters_and_death_of_the_engine(server: VLLMServer, tmp_path: Path) ->
     with pytest.raises(ServerError, match="refused to load the adapter 'strong'"):
         server.load_adapter("strong", tmp_path / "strong")
 
-    restarts, port, main = server.restarts, server.base_url, server.pid
+    restarts, port, main, key = server.restarts, server.base_url, server.pid, server.api_key
     assert main is not None
     workers = descendants(main)
     engines = [pid for pid in workers if Path(f"/proc/{pid}/comm").read_text().startswith("VLLM::Engine")]
@@ -118,6 +168,7 @@ def test_adapters_and_death_of_the_engine(server: VLLMServer, tmp_path: Path) ->
     asyncio.run(server.wait_ready(240))
 
     assert server.restarts == restarts + 1 and server.base_url == port and server.pid != main
+    assert server.api_key != key
     assert not any(alive(pid) for pid in [main, *workers])
     assert ask(server, "Name a colour.") == base
     assert ask(server, "Name a colour.", model="strong") == changed

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from matrix_graph.errors import ServerError
+from matrix_graph.models.bundled import check_model_folder
 from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
 from matrix_graph.models.serving.weights import WeightsError, fingerprint, layer_matrices, read_header
 
@@ -167,6 +168,26 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text("[]")
     with pytest.raises(ServerError, match="no JSON object"):
         check_adapter_folder(adapter, max_rank=16)
+
+
+@pytest.mark.parametrize("ending", ["bin", "pt", "pth"])
+def test_pickled_weights_are_refused(ending: str, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "a")
+    (adapter / f"adapter_model.{ending}").write_bytes(b"cos\nsystem\n")
+    (adapter / "training_args.bin").write_bytes(b"")
+    assert check_adapter_folder(adapter, max_rank=16) == adapter.resolve()  # vLLM reads the safetensors
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ServerError, match=rf"pickle \(adapter_model\.{ending}\).*save_pretrained"):
+        check_adapter_folder(adapter, max_rank=16)
+    model = tmp_path / "m"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", f"pytorch_model-00001-of-00002.{ending}"):
+        (model / name).write_text("{}")
+    (model / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "pytorch_model-00001-of-00002.bin"}}')
+    with pytest.raises(ServerError, match=r"pickles \(pytorch_model-00001-of-00002.*save_pretrained"):
+        check_model_folder(str(model))
+    (model / "model.safetensors").write_bytes(b"")
+    assert check_model_folder(str(model)) == model
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 201])

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from matrix_graph.config import ENV_PREFIX, SceneConfig, Settings, load_settings
+from matrix_graph.config import ENV_PREFIX, UNKNOWN_CONTEXT_LENGTH, SceneConfig, Settings, load_settings
 from matrix_graph.errors import ConfigError
 from matrix_graph.models.server import ServerConfig
+from matrix_graph.scene import stage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -33,6 +34,11 @@ def test_defaults() -> None:
     assert settings.model_dump() == Settings.model_construct().model_dump()
     assert settings.scene == SceneConfig() and settings.server == ServerConfig()
     assert settings.model is None and settings.base_url is None and settings.api_key is None
+
+
+def test_the_context_that_is_assumed_is_the_one_that_is_told() -> None:
+    assert stage.UNKNOWN_CONTEXT_LENGTH == UNKNOWN_CONTEXT_LENGTH == 32_768
+    assert "else assumes 32,768." in str(SceneConfig.model_fields["context_length"].description)
 
 
 def test_a_file_keeps_the_defaults_of_what_it_does_not_name(file: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matrix_graph import files
 from matrix_graph.batch import folder as folder_module
 from matrix_graph.batch.folder import (
     FAILED_NAME,
@@ -650,3 +651,28 @@ def test_the_summary_is_replaced_whole(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_summary_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SUMMARY_NAME).write_bytes(content)
     assert read_summary(tmp_path) is None
+
+
+def test_what_is_private_can_be_read_by_this_user_alone(tmp_path: Path) -> None:
+    def rights(path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    folder, log, key, shared = tmp_path / "keys", tmp_path / "log", tmp_path / "keys" / "1.key", tmp_path / "shared"
+    old = os.umask(0o022)
+    try:
+        files.private_folder(folder)
+        with files.open_private(log) as file:
+            file.write("a")
+        with files.open_private(log) as file:
+            file.write("b")
+        files.part_of(key).write_bytes(b"left behind, readable by all")
+        files.replace_private_file(key, b"k")
+        files.replace_private_file(key, b"l")
+        files.replace_file(shared, b"asked for", sync=False)
+        (tmp_path / "open").mkdir()
+        files.private_folder(tmp_path / "open")
+    finally:
+        os.umask(old)
+    assert [rights(path) for path in (folder, log, key, tmp_path / "open")] == [0o700, 0o600, 0o600, 0o700]
+    assert rights(shared) == 0o644, "what a user asks for obeys their umask"
+    assert (log.read_text(), key.read_bytes()) == ("ab", b"l") and len(list(folder.iterdir())) == 1

@@ -1,5 +1,6 @@
 """What a server is started with, and what its log is read for: no process, no port but for looking."""
 
+import importlib
 import json
 import os
 import socket
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from matrix_graph.errors import PrerequisiteError, ServerError
+from matrix_graph.config import load_settings
+from matrix_graph.errors import ConfigError, PrerequisiteError, ServerError
 from matrix_graph.models import engine, memory
 from matrix_graph.models.server import ServerConfig, VLLMServer
-from matrix_graph.models.serving import engine_log, launch
+from matrix_graph.models.serving import engine_log, guard, launch
 from matrix_graph.models.serving.endpoint import Endpoint
 from matrix_graph.models.serving.launch import new_log_path, require_free_port, server_command, server_environment
 from tests.unit.test_adapter import save
@@ -142,8 +144,6 @@ def test_cache_is_a_quarter_of_the_memory(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"extra_args": ("--api-key", "secret")},
-        {"extra_args": ("--api-key=secret",)},
         {"port": 0},
         {"port": 70000},
         {"start_timeout": 0},
@@ -155,6 +155,88 @@ def test_cache_is_a_quarter_of_the_memory(
 def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ServerConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--api-key", "s3cret"), "--api-key .*makes its own key"),
+        (("--api-key=s3cret",), "makes its own key"),
+        (("--api_key=s3cret",), "makes its own key"),
+        (("--api_key", "s3cret"), "makes its own key"),
+        (("--api-ke", "s3cret"), "makes its own key"),
+        (("--api_k=s3cret",), "makes its own key"),
+        (("--api-key.x", "s3cret"), "makes its own key"),
+        (("--api-key+", "s3cret"), "makes its own key"),
+        (("--max-num-seqs", "4", "--ap", "s3cret"), "makes its own key"),
+        (("--hf_token", "s3cret"), "HF_TOKEN"),
+        (("--hf-to=s3cret",), "HF_TOKEN"),
+        (("--host", "0.0.0.0"), "setting `host`"),
+        (("--ho=0.0.0.0",), "setting `host`"),
+        (("--port", "1"), "setting `port`"),
+        (("--po", "1"), "setting `port`"),
+        (("--uds=/tmp/s",), "`host` and `port`"),
+        (("--middleware", "a.B"), "ask for its key"),
+        (("--mid", "a.B"), "ask for its key"),
+        (("--no_disable_fastapi_docs",), "leave it out"),
+        (("--root-path=/x",), "put a proxy before it"),
+        (("--ssl-keyf", "/x"), "put a proxy before it"),
+        (("--served-model-name", "x"), "leave it out"),
+        (("--config", "/does/not/exist.yaml"), "cannot be read"),
+    ],
+)
+def test_options_of_the_servers_own_are_refused_in_every_spelling(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValidationError, match=said) as caught:
+        ServerConfig(extra_args=words)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["api-key: s3cret", "api_key: [s3cret]", "ho: 0.0.0.0", "middleware: [a.B]", "{"])
+@pytest.mark.parametrize("option", [("--config",), ("--conf",), None])
+def test_options_of_the_servers_own_are_refused_in_a_file(tmp_path: Path, line: str, option: tuple[str] | None) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(f"max-num-seqs: 4\n{line}\n")
+    words = (f"--config={file}",) if option is None else (*option, str(file))
+    with pytest.raises(ValidationError, match=r"options\.yaml") as caught:
+        ServerConfig(extra_args=words)
+    assert "s3cret" not in str(caught.value)
+    file.write_text("max-num-seqs: 4\n")
+    assert ServerConfig(extra_args=words).extra_args == words
+
+
+def test_options_that_only_look_alike_are_taken() -> None:
+    words = (
+        "--model-impl",
+        "vllm",
+        "--hf-token",
+        "--hf-overrides",
+        "{}",
+        "--api-server-count=1",
+        "--mm-x",
+        "--",
+        "-O3",
+    )
+    assert ServerConfig(extra_args=words).extra_args == words
+
+
+def test_a_wrong_setting_is_not_quoted_to_whoever_reads_the_terminal() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(server={"extra_args": ["--api-key", "s3cret"]})
+    assert "--api-key" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+def test_the_door_is_there_whatever_is_started() -> None:
+    for settings in (ServerConfig(), ServerConfig(command=("a",), extra_args=("--seed", "1"))):
+        command = server_command(settings, model="org/name", port=1, device="cuda")
+        assert option(command, "--middleware") == guard.MIDDLEWARE
+        assert "--disable-fastapi-docs" in command
+    module, _, name = guard.MIDDLEWARE.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is guard.RequireKey
+    environment = server_environment(
+        ServerConfig(host="::1", allowed_hosts=("a.example", "b")), local_model=True, api_key="k", device="cpu", base={}
+    )
+    assert environment[guard.KEY_VARIABLE] == "k"
+    assert environment[guard.HOSTS_VARIABLE] == "::1,a.example,b"
 
 
 def test_every_setting_is_described() -> None:

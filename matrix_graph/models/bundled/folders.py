@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from matrix_graph.errors import ServerError
+from matrix_graph.models.serving.weights import pickled_weights
 
 
 def cache_directory() -> Path:
@@ -49,6 +50,11 @@ def check_model_folder(path_or_id: str) -> Path | None:
         raise ServerError(
             f"{folder} is a LoRA adapter, not a model. Give its base model as the model and this folder as an adapter."
         )
+    if not any(folder.glob("*.safetensors")) and (pickled := pickled_weights(folder)):
+        raise ServerError(
+            f"{folder} has its weights as pickles ({pickled[0]}), which may run code when they are loaded. Where you "
+            "trust it, load it with transformers and save it again: `save_pretrained` writes safetensors."
+        )
     if missing := missing_parts(folder):
         raise ServerError(f"{folder} is not a whole model: it has no {', no '.join(missing)}. {what_to_do}")
     return folder
@@ -59,10 +65,9 @@ def missing_parts(folder: Path) -> list[str]:
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    if not weights:
-        missing.append("weights (*.safetensors or *.bin)")
-    for index in folder.glob("*.index.json"):
+    if not any(folder.glob("*.safetensors")):
+        missing.append("weights (*.safetensors)")
+    for index in folder.glob("*.safetensors.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
     if not any(any(folder.glob(name)) for name in ("tokenizer*", "vocab.json", "tekken.json", "*.tiktoken")):

@@ -11,9 +11,13 @@ import aiohttp
 from tenacity import RetryCallState
 
 from matrix_graph.errors import ContextLengthError, ModelRequestError
+from matrix_graph.models.client.pool import StrangerError
 
 _LONGEST_WAIT = 60.0
 """Cap on a server's Retry-After, in seconds."""
+
+_NEVER = (501, 505)
+"""What a server answers that does not know the method or this HTTP at all, however often it is asked (RFC 9110)."""
 
 _TOO_LONG = re.compile(r"context.?length|max_model_len", re.IGNORECASE)
 """How vLLM (renderers/params.py, serve/utils/api_utils.py) and OpenAI (`context_length_exceeded`) put it."""
@@ -48,7 +52,7 @@ def of_connection(error: Exception, limits: aiohttp.ClientTimeout, key: str | No
     if isinstance(error, TimeoutError):
         return TryAgainError(f"no whole answer within {limits.total:g} s (timeout)", lost=True)
     what = f"{type(error).__name__}: {without_key(str(error), key) or 'no details'}"
-    return TryAgainError(what, lost=True, reached=not isinstance(error, aiohttp.ClientConnectorError))
+    return TryAgainError(what, lost=True, reached=not isinstance(error, (aiohttp.ClientConnectorError, StrangerError)))
 
 
 def of_status(where: str, status: int, said: str, wait: float | None, key: str | None) -> Exception:
@@ -62,7 +66,7 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
         key: the key to keep out of the message.
     """
     said = without_key(said, key)
-    if status in (408, 429) or status >= 500:
+    if status in (408, 429) or (status >= 500 and status not in _NEVER):
         # What a gateway or a crowded server answers, the engine never saw.
         reached = status not in (429, 502, 503, 504)
         return TryAgainError(

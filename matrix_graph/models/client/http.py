@@ -20,7 +20,7 @@ from tenacity import (
 from yarl import URL
 
 from matrix_graph.errors import ConfigError, ModelError, ModelRequestError, ModelUnavailableError, ServerError
-from matrix_graph.models.client import failures
+from matrix_graph.models.client import failures, key_files, own_servers
 from matrix_graph.models.client.failures import TryAgainError
 from matrix_graph.models.client.pool import session
 from matrix_graph.models.client.wire import JSON, decode, encode, lines, message_in, seconds
@@ -155,7 +155,7 @@ class HTTPClient:
         http = await session()
         try:
             async with http.request(
-                method, self.url(path), data=body, headers=self._headers, timeout=self._limits, allow_redirects=False
+                method, self.url(path), data=body, headers=self._signed(), timeout=self._limits, allow_redirects=False
             ) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -173,7 +173,7 @@ class HTTPClient:
         opened = False
         try:
             response = await http.post(
-                self.url(path), data=body, headers=self._headers, timeout=self._limits, allow_redirects=False
+                self.url(path), data=body, headers=self._signed(), timeout=self._limits, allow_redirects=False
             )
             if response.status != 200:
                 raw = await response.read()
@@ -212,9 +212,31 @@ class HTTPClient:
         if not ended:
             raise TryAgainError("the stream ended without its end mark", lost=True)
 
+    def _signed(self) -> dict[str, str]:
+        """The headers, with the key that a server of this program has now."""
+        self._take(own_servers.current_key(self._base, self._key))
+        return self._headers
+
+    def _take(self, key: str | None) -> bool:
+        """Send another key from now on; returns whether it is another."""
+        if key is None or key == self._key:
+            return False
+        self._key = key
+        self._headers = {**self._headers, "Authorization": f"Bearer {key}"}
+        return True
+
     # ---- failures -----------------------------------------------------------------------------------------------
 
     async def _retried(self, path: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await self._tried(path, attempt)
+        except ModelRequestError as refusal:
+            # `matrix-graph serve` has a new key after each start of its engine.
+            if refusal.status != 401 or not self._take(key_files.key_for(self._base)):
+                raise
+            return await self._tried(path, attempt)
+
+    async def _tried(self, path: str, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             return await attempt()
         except ModelRequestError as refusal:

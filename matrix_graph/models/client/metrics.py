@@ -104,8 +104,9 @@ async def fetch_metrics(base_url: str, key: str | None, seconds: float) -> str |
     # Here, since the settings of a server of our own import this module, and reading traces needs no client.
     import aiohttp
 
-    from matrix_graph.models.client import pool
+    from matrix_graph.models.client import own_servers, pool
 
+    key = own_servers.current_key(base_url, key)
     url = f"{base_url.rstrip('/').removesuffix('/v1')}/metrics"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     http = await pool.session()

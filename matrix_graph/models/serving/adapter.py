@@ -1,8 +1,8 @@
 """Whether a LoRA adapter fits a server, told before the server is asked.
 
 Why: vLLM finds out while it loads, in words for its developers, and takes some that do not fit at all: another model's
-of the same shape. What always holds: only headers and small files are read; what cannot be told from them is left to
-vLLM, which refuses it and goes on.
+of the same shape. What always holds: only headers and small files are read; pickled weights are refused; what cannot be
+told from them is left to vLLM, which refuses it and goes on.
 """
 
 import json
@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from matrix_graph.errors import ServerError
-from matrix_graph.models.serving.weights import Fingerprint, WeightsError, fingerprint, model_shapes, read_header
+from matrix_graph.models.serving.weights import (
+    Fingerprint,
+    WeightsError,
+    fingerprint,
+    model_shapes,
+    pickled_weights,
+    read_header,
+)
 
-_SAFE, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
+_SAFE = "adapter_model.safetensors"
 _TRAINED = "Give a folder that `matrix-graph train` or PEFT's `save_pretrained` has written."
 _SERVE_ITS_OWN = "Serve the model that it was trained on."
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
@@ -73,14 +80,18 @@ def check_adapter_folder(
             f"The adapter {folder} has rank {rank}, the server takes at most {max_rank}. Start it with "
             f"`max_lora_rank` {rank} or more."
         )
-    if (folder / _SAFE).is_file():
-        # Quantized weights, and those of old models that are stored turned around, have shapes of their own.
-        comparable = base is not None and not _quantized(base) and not config.get("fan_in_fan_out")
-        _check_weights(folder, None if config.get("rank_pattern") else rank, base if comparable else None)
-        if layers_only:
-            _check_layers(folder)
-    elif not (folder / _PICKLED).is_file():
-        raise ServerError(f"{folder} has no weights ({_SAFE} or .bin). {_TRAINED}")
+    if not (folder / _SAFE).is_file():
+        if pickled := pickled_weights(folder):
+            raise ServerError(
+                f"The adapter {folder} has its weights as a pickle ({pickled[0]}), which may run code when it is "
+                "loaded. Where you trust it, load it with PEFT and save it again: `save_pretrained` writes safetensors."
+            )
+        raise ServerError(f"{folder} has no weights ({_SAFE}). {_TRAINED}")
+    # Quantized weights, and those of old models that are stored turned around, have shapes of their own.
+    comparable = base is not None and not _quantized(base) and not config.get("fan_in_fan_out")
+    _check_weights(folder, None if config.get("rank_pattern") else rank, base if comparable else None)
+    if layers_only:
+        _check_layers(folder)
     if base is not None:
         _check_fingerprint(folder, base)
     return folder

@@ -1,22 +1,49 @@
 """What is asked of a running vLLM server besides completions: health, models, adapters and counters.
 
 Why the standard library's client: these are a few small requests from the watching thread, which has no event loop.
-What always holds: each has a time-out, none goes through a proxy, and the key is in no error.
+What always holds: each has a time-out, none goes through a proxy, the key is in no error, and a server of this program
+gets it only after it is certain who listens.
 """
 
 import json
+import secrets
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
-from http.client import HTTPException
+from dataclasses import dataclass, field, replace
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
 from matrix_graph.errors import ServerError
+from matrix_graph.models.client import own_servers
 from matrix_graph.models.client.metrics import parse_counters
 
 _ADAPTER_SECONDS = 120.0
 _ALIVE_SECONDS = 10.0
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _KnownConnection(HTTPConnection):
+    """A connection whose other end is known before anything is sent, where it is a server of this program."""
+
+    def connect(self) -> None:
+        """Raises ConnectionError if another process listens there."""
+        super().connect()
+        if wrong := own_servers.problem(self.host, self.port, self.sock.getpeername()):
+            self.close()
+            raise ConnectionError(wrong)
+
+
+class _KnownHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        """As urllib's, by the connection above."""
+        return self.do_open(_KnownConnection, req)
+
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), _KnownHandler)
+
+
+def new_key() -> str:
+    """Returns a key that nobody can guess."""
+    return secrets.token_urlsafe(32)
 
 
 class AdapterRefusedError(ServerError):
@@ -54,12 +81,21 @@ class Endpoint:
     api_key: str = field(repr=False)
     url: str | None = None
 
+    def renewed(self) -> "Endpoint":
+        """The same place with another key, for a server that is started again."""
+        return replace(self, api_key=new_key())
+
+    @property
+    def connect_host(self) -> str:
+        """The address to connect to: a server that listens everywhere is asked on this machine."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
     @property
     def root_url(self) -> str:
         """The server's address without a path."""
         if self.url is not None:
             return self.url
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = self.connect_host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
@@ -162,7 +198,10 @@ class Endpoint:
             self.root_url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"},
+            headers={
+                "Authorization": f"Bearer {own_servers.current_key(self.root_url, self.api_key)}",
+                "Content-Type": "application/json",
+            },
         )
         try:
             with _direct.open(request, timeout=seconds) as response:

@@ -1,7 +1,8 @@
 """How a vLLM server is started: its settings, and the command line, environment and port that follow from them.
 
 What always holds: the API key goes by the environment, never by the command line, which every user of the machine can
-read; the server listens on this machine alone unless told otherwise; no usage statistics are sent.
+read; nothing but `/health` is answered without it; the server listens on this machine alone unless told otherwise; no
+usage statistics are sent.
 """
 
 import importlib.util
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from matrix_graph.errors import ServerError
 from matrix_graph.models.engine import Accelerator
 from matrix_graph.models.memory import memory_bytes
+from matrix_graph.models.serving import guard
+from matrix_graph.models.serving.owned_options import check_extra_args
 from matrix_graph.models.serving.weights import layer_matrices
 
 CPU_CONTEXT_TOKENS = 4096
@@ -34,10 +37,16 @@ _KEPT_LOGS = 20
 class ServerConfig(BaseModel):
     """Settings of a vLLM server of our own. The defaults fit the machine; hardly anything needs setting."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int | None = Field(None, ge=1, le=65535, description="TCP port; None chooses a free one.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Further names by which clients may call the server, such as a reverse proxy's. Addresses in "
+        "numbers, localhost and this machine's name are allowed anyway; others are refused, since a web page may have "
+        "made them up.",
+    )
     max_model_len: int | None = Field(
         None,
         ge=16,
@@ -80,9 +89,8 @@ class ServerConfig(BaseModel):
 
     @field_validator("extra_args")
     @classmethod
-    def _no_key_in_argv(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(word.split("=")[0] == "--api-key" for word in value):
-            raise ValueError("--api-key would show the key to every user of the machine; the server makes its own key")
+    def _nothing_that_is_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_extra_args(value)
         return value
 
 
@@ -103,6 +111,7 @@ def server_command(config: ServerConfig, *, model: str, port: int, device: Accel
     options = ["--served-model-name", served_name(model), "--host", config.host, "--port", str(port)]
     # On by default today, but everything here is built on it. The access log would fill the disk with polls.
     options += ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    options += ["--middleware", guard.MIDDLEWARE, "--disable-fastapi-docs"]
     dtype = "bfloat16" if device == "cpu" and config.dtype == "auto" else config.dtype
     options += ["--dtype", dtype]
     context = config.max_model_len
@@ -141,7 +150,8 @@ def server_environment(
     """
     environment = {
         **base,
-        "VLLM_API_KEY": api_key,
+        guard.KEY_VARIABLE: api_key,
+        guard.HOSTS_VARIABLE: ",".join((config.host, *config.allowed_hosts)),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

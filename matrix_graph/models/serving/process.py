@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TextIO
 
 from matrix_graph.errors import ServerError
+from matrix_graph.files import open_private
+from matrix_graph.models.client import listeners
+from matrix_graph.models.serving._supervisor import descendants
 
 _SUPERVISOR = Path(__file__).with_name("_supervisor.py")
 _KEPT_LINES = 200
@@ -61,8 +64,7 @@ class SupervisedProcess:
         self._lock = threading.Lock()
         try:
             log_path.parent.mkdir(parents=True, exist_ok=True)
-            log_path.touch(mode=0o600)  # a log may quote prompts
-            log = log_path.open("a", encoding="utf-8")
+            log = open_private(log_path)  # it may quote prompts
         except OSError as error:
             raise ServerError(
                 f"The log file {log_path} cannot be written ({error}). Set another `log_path`."
@@ -97,6 +99,10 @@ class SupervisedProcess:
                 self.exit_code = self._supervisor.returncode
                 self._kill_group()
             return self.exit_code is None
+
+    def holds(self, inodes: set[int]) -> set[int]:
+        """Returns which of these sockets the child or a process below it holds; Linux only."""
+        return listeners.held_by(descendants(self._supervisor.pid), inodes)
 
     def tail(self, lines: int) -> list[str]:
         """Returns the last `lines` lines of output that are not blank, oldest first, without the secret."""

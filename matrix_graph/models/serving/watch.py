@@ -1,8 +1,9 @@
 """The thread that brings a server up, looks after it, and brings it back when it dies.
 
-What always holds: one thread alone starts and ends the process, so nobody sees it half-started; the thread ends in
-one of two states, "stopped" (it was asked to) or "failed" (with an error), and no process is left in either; a restart
-keeps the port, and restarts in succession are bounded.
+What always holds: one thread alone starts and ends the process, so nobody sees it half-started; nothing is sent before
+it is certain that the process itself listens at the address; the thread ends in one of two states, "stopped" (it was
+asked to) or "failed" (with an error), and no process is left in either; a restart keeps the port and takes a new key,
+and restarts in succession are bounded.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from matrix_graph.errors import ServerError
+from matrix_graph.models.client import listeners, own_servers
 from matrix_graph.models.serving import engine_log
 from matrix_graph.models.serving.endpoint import Endpoint
 from matrix_graph.models.serving.launch import ServerConfig
@@ -35,7 +37,7 @@ class _Stop(Exception):
 
 
 class PortTakenError(ServerError):
-    """Another process took the port between its choice and the server's start."""
+    """Another process took the port between its choice and the moment when the server listens."""
 
 
 class ServerWatch:
@@ -89,6 +91,8 @@ class ServerWatch:
         self._wake.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        if self.endpoint is not None:
+            own_servers.forget(self.endpoint.root_url)
 
     @property
     def ready(self) -> bool:
@@ -150,6 +154,8 @@ class ServerWatch:
             self._finish("failed", ServerError(f"The server's watch failed: {error!r}. Please report this."))
 
     def _finish(self, state: State, error: ServerError | None) -> None:
+        if self.endpoint is not None:
+            own_servers.announce(self.endpoint.root_url, own_servers.AWAY)
         if self.process is not None:
             self.process.stop()
         self.error = error
@@ -169,6 +175,7 @@ class ServerWatch:
         process, endpoint = self.process, self.endpoint
         assert process is not None and endpoint is not None  # they were up
         self.state = "restarting"
+        own_servers.announce(endpoint.root_url, own_servers.AWAY)
         process.stop()
         message = self._explain(died, process)
         while True:
@@ -187,7 +194,7 @@ class ServerWatch:
             self._in_succession += 1
             self.restarts += 1
             try:
-                self._start_once(endpoint, first=False)
+                self._start_once(endpoint.renewed(), first=False)
             except ServerError as error:
                 message = str(error)
                 died = message.splitlines()[0]
@@ -197,7 +204,9 @@ class ServerWatch:
     def _start_once(self, endpoint: Endpoint, *, first: bool) -> None:
         self._phase, self._last_line = "starting Python", ""
         self.endpoint = endpoint
+        own_servers.announce(endpoint.root_url, own_servers.AWAY)
         self.process = process = self._launch(endpoint, self._on_line)
+        server = own_servers.AWAY
         began = time.monotonic()
         told_phase, tell_next = "", began + _STATUS_SECONDS
         while True:
@@ -215,8 +224,12 @@ class ServerWatch:
             if self._phase != told_phase or time.monotonic() > tell_next:
                 told_phase, tell_next = self._phase, time.monotonic() + _STATUS_SECONDS
                 self._tell(f"{seconds:.0f} s, {self._phase}" + (f": {self._last_line}" if self._last_line else ""))
+            if server is own_servers.AWAY:
+                if (found := self._recognised(endpoint, process)) is None:
+                    continue
+                server = found
+                own_servers.announce(endpoint.root_url, server)
             look = self._begin_look()
-            # Only our own server answers to our key: another process may have taken the port.
             if endpoint.health(_LOOK_SECONDS) == 200 and endpoint.models(_LOOK_SECONDS) is not None:
                 break
         self._on_up(endpoint, first)
@@ -224,6 +237,28 @@ class ServerWatch:
         self.state = "ready"
         self._look_passed = look
         self._tell(f"{time.monotonic() - began:.0f} s, ready")
+
+    def _recognised(self, endpoint: Endpoint, process: SupervisedProcess) -> own_servers.OwnServer | None:
+        """Returns the server once it listens, as it is recognised from then on; None: nobody listens yet.
+
+        Raises:
+            PortTakenError: another process listens. Nothing was sent to it.
+        """
+        if not listeners.supported():
+            # vLLM reports a port that is taken when it binds it; who else may answer there cannot be told.
+            return own_servers.OwnServer(endpoint.api_key, None)
+        found = listeners.at(endpoint.connect_host, endpoint.port)
+        if not found:
+            return None
+        if found - process.holds(found):
+            if not found & listeners.at(endpoint.connect_host, endpoint.port):
+                return None  # gone again while it was looked for
+            process.stop()
+            raise PortTakenError(
+                f"Port {endpoint.port} on {endpoint.host} was taken by another process while vLLM was starting. It was "
+                "sent nothing. End that process, set another `port`, or leave it unset to have a free one chosen."
+            )
+        return own_servers.OwnServer(endpoint.api_key, frozenset(found))
 
     def _look_after(self) -> str:
         """Returns what was wrong when the server was no longer well."""

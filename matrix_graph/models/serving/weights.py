@@ -19,6 +19,9 @@ _LONGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library takes at most."""
 _SAMPLE = 4096
 _MATRIX_SIDES = 2
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_WEIGHTS = re.compile(r"(adapter_|pytorch_)?model|consolidated|weights")
+"""How files of weights begin; others of the same endings are a trainer's (`optimizer.pt`, `training_args.bin`)."""
 _IN_A_LAYER = re.compile(r"(?!.*\.experts\.).*\.\d+\.(?:.+\.)?(?P<matrix>[^.\d][^.]*)\.weight")
 _BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -51,6 +54,11 @@ class Fingerprint(BaseModel):
 
     layout: str = Field(description="SHA-256 of all names, number formats and shapes.")
     content: str = Field(description="SHA-256 of samples of every tensor.")
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """The names of the weights in a folder that are pickles, which may run code when they are loaded."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES and _WEIGHTS.match(path.name))
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
