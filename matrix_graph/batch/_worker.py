@@ -183,6 +183,7 @@ class Worker(asyncio.Protocol):
         *,
         model: dict[str, Any],
         key: str | None,
+        headers: dict[str, str],
         name: str,
         cast: dict[str, Any] | None,
         config: dict[str, Any],
@@ -190,7 +191,7 @@ class Worker(asyncio.Protocol):
         run: int,
     ) -> None:
         self._player = ScenePlayer(
-            ChatVLLM(**model, api_key=None if key is None else SecretStr(key)),
+            ChatVLLM(**model, api_key=None if key is None else SecretStr(key), default_headers=headers),
             name=name,
             lifeline=self._gate,
             cast=None if cast is None else Cast.model_validate(cast),

@@ -188,12 +188,11 @@ def studio_model(settings: Settings) -> ChatVLLM:
             when it is first asked, and the log tells how far it is.
     """
     if settings.base_url is not None:
-        key = {"api_key": settings.api_key} if settings.api_key else {}
-        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **key)
+        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **settings.connection)
     server = VLLMServer(
         settings.model, config=as_needed(settings.server), on_status=lambda line: _log.info("vLLM: %s", line)
     )
-    return OwnServerModel(server=server)
+    return OwnServerModel(server=server, default_headers={})
 
 
 # ---- the graphs -----------------------------------------------------------------------------------------------------
