@@ -80,13 +80,15 @@ def untrusted(error: BaseException | None) -> str | None:
     for _ in range(5):
         if error is None:
             return None
-        if isinstance(error, ssl.SSLCertVerificationError):
-            why = error.verify_message or error.reason or "it cannot be verified"
+        # aiohttp's own error is one of these by its class, and holds the one that tells the reason.
+        told = getattr(error, "certificate_error", error)
+        if isinstance(told, ssl.SSLCertVerificationError):
+            why = getattr(told, "verify_message", None) or "it cannot be verified"
             return (
                 f"its certificate is not trusted ({why}). The server runs; if its certificate comes from an authority "
                 "of your own, set SSL_CERT_FILE to a PEM file with that authority's certificate. If it names another "
                 "host, correct the address"
             )
-        inner = getattr(error, "certificate_error", None) or getattr(error, "reason", None)
+        inner = getattr(error, "reason", None)
         error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
     return None
