@@ -33,7 +33,10 @@ _LOCAL = {"extra_body", "stream", "ls_structured_output_format", "structured_out
 
 
 class ChatVLLM(VLLMConnection):
-    """A chat model served by vLLM (or any server that speaks its OpenAI-compatible API).
+    """A chat model served by vLLM, or any server with an OpenAI-compatible API (SGLang, llama.cpp, Ollama, LM Studio).
+
+    How a server wants schemas and limits named is found out at the first calls and shared by all models of the process.
+    Where it does not know `structured_outputs`, they go out as `response_format` or what it does know.
 
     Per-call options, given to `invoke` and its kin or by `bind`, go before the fields below: `temperature`, `top_p`,
     `max_tokens`, `stop`, `model` (an adapter's name), `structured_outputs` (`{"json": schema}`, `{"choice": [...]}` or

@@ -18,11 +18,13 @@ from tests.integration.model_server import Call, ModelServer
 from tests.integration.random_reply import JSON, random_reply
 
 _CORE = frozenset(
-    "model messages temperature top_p max_tokens stop stream seed presence_penalty frequency_penalty".split()
-)
-_OPENAI = _CORE | set(
-    "max_completion_tokens stream_options response_format tools tool_choice n logprobs top_logprobs user logit_bias".split()
-)
+    {"model", "messages", "temperature", "top_p", "max_tokens", "stop", "stream", "seed", "presence_penalty",
+     "frequency_penalty"}
+)  # fmt: skip
+_OPENAI = _CORE | {
+    "max_completion_tokens", "stream_options", "response_format", "tools", "tool_choice", "n", "logprobs",
+    "top_logprobs", "user", "logit_bias",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ MORE = {
         refused_fields={
             "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
             "'max_completion_tokens' instead.",
-            "temperature": "Unsupported value: 'temperature' does not support 0.1 with this model. Only the default (1) "
-            "value is supported.",
+            "temperature": "Unsupported value: 'temperature' does not support 0.1 with this model. Only the default "
+            "(1) value is supported.",
         },
     ),
     "vLLM before structured_outputs": Kind("vllm", _OPENAI | {"guided_json", "guided_choice"}, tells_length=True),
@@ -176,6 +178,3 @@ def _understood(body: JSON, kind: Kind) -> JSON:
     if "regex" in read:
         read["structured_outputs"] = {"regex": read.pop("regex")}
     return read
-
-
-

@@ -28,7 +28,9 @@ from matrix_graph.models.serving.endpoint import Endpoint
 from tests.integration.model_server import ModelServer
 
 SECRET = "tenant-5f2a91c7"
-SIGN_IN = b"<!doctype html>\n<html><head><title>Sign in \xe2\x80\x93 Example &amp; Co</title></head><body>form</body></html>"
+SIGN_IN = (
+    b"<!doctype html>\n<html><head><title>Sign in \xe2\x80\x93 Example &amp; Co</title></head><body>form</body></html>"
+)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 Answer = Callable[[web.Request], web.StreamResponse | None]
 
@@ -158,9 +160,9 @@ async def test_a_page_with_another_status_is_told_by_its_title(status: int) -> N
     def refused(request: web.Request) -> web.Response:
         return web.Response(body=SIGN_IN, content_type="text/html", status=status)
 
-    with Gateway(refused) as server:
-        with pytest.raises((ModelRequestError, ModelUnavailableError), match=f"HTTP {status}: a web page") as caught:
-            await ChatVLLM(base_url=server.base_url, model="m", give_up_after=0).ainvoke("hi")
+    errors = (ModelRequestError, ModelUnavailableError)
+    with Gateway(refused) as server, pytest.raises(errors, match=f"HTTP {status}: a web page") as caught:
+        await ChatVLLM(base_url=server.base_url, model="m", give_up_after=0).ainvoke("hi")
     assert "Sign in" in str(caught.value) and "<" not in str(caught.value)
 
 
@@ -177,7 +179,7 @@ async def test_another_redirect_names_the_final_address() -> None:
     def away(request: web.Request) -> web.Response:
         return web.Response(status=308, headers={"Location": "https://models.example.com/v1/chat/completions"})
 
-    with Gateway(away) as server, pytest.raises(ModelRequestError, match="it names https://models.example.com/v1"):
+    with Gateway(away) as server, pytest.raises(ModelRequestError, match=r"it names https://models\.example\.com/v1"):
         await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
 
 
@@ -190,8 +192,8 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
         pytest.skip("openssl makes the certificate, and is not installed")
     key, file = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(file), "-days", "2",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(file),
+         "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
         check=True,
         capture_output=True,
     )  # fmt: skip
@@ -266,9 +268,7 @@ async def test_the_environments_proxy_leads_to_every_part_of_the_server(monkeypa
                 ClientSession() as session,
                 session.request(request.method, url, data=await request.read()) as answer,
             ):
-                return web.Response(
-                    status=answer.status, body=await answer.read(), content_type=answer.content_type
-                )
+                return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
 
         with served(relay) as port:
             monkeypatch.setenv("HTTP_PROXY", f"http://user:pass-word@127.0.0.1:{port}")
@@ -285,7 +285,7 @@ async def test_the_environments_proxy_leads_to_every_part_of_the_server(monkeypa
             assert await asyncio.to_thread(Endpoint("localhost", server.port, api_key="").health, 5.0) == 200
             assert len(relayed) == 6
         monkeypatch.setenv("NO_PROXY", "models.internal")
-        with pytest.raises(ModelUnavailableError, match="Cannot connect to host models.internal"):
+        with pytest.raises(ModelUnavailableError, match=r"Cannot connect to host models\.internal"):
             await ChatVLLM(base_url="http://models.internal:8000/v1", give_up_after=0).ainvoke("hi")
 
 

@@ -164,7 +164,7 @@ def test_headers_from_the_config_file_reach_the_model_and_a_judge_elsewhere(
 def test_wrong_headers_in_the_config_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"headers:\n  X-Tenant:\n    - {SECRET}\n")
-    with pytest.raises(ConfigError, match="X-Tenant in headers .*list") as caught:
+    with pytest.raises(ConfigError, match=r"X-Tenant in headers .*list") as caught:
         load_settings(file)
     assert SECRET not in str(caught.value)
 

@@ -33,7 +33,7 @@ def test_all_proxy_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", PROXY)
     assert proxy_for("https://models.internal/v1") == PROXY
     monkeypatch.setenv("ALL_PROXY", "socks5://proxy.internal:1080")
-    with pytest.raises(ConfigError, match="socks5 proxy for models.internal"):
+    with pytest.raises(ConfigError, match=r"socks5 proxy for models\.internal"):
         proxy_for("https://models.internal/v1")
     assert proxy_for("http://127.0.0.1:8000/v1") is None
 

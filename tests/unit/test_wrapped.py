@@ -1,9 +1,9 @@
-"""Chat models in LangChain's wrappers play scenes, with the wrappers in effect; the rest is refused when handed over."""
+"""Chat models in LangChain's wrappers play scenes, with the wrappers in effect; the rest is refused at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, BaseCallbackHandler
@@ -11,10 +11,12 @@ from langchain_core.language_models import BaseChatModel, FakeListLLM, GenericFa
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
+from pydantic import Field
 
 from matrix_graph import ChatVLLM, Rehearsal, RehearsalMiddleware, create_scene, rehearsal_tool
 from matrix_graph.batch.runner import Batch
 from matrix_graph.compose.studio import studio_agent, studio_scene
+from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError
 from matrix_graph.evaluate.candidates.plain import Plain
 from matrix_graph.evaluate.records import Question
@@ -29,9 +31,10 @@ QUESTION = "How do I say no?"
 class Noting(ScriptedModel):
     """Notes the options of each call; fails the first so many."""
 
-    seen: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = Field(default=[])
     failures: int = 0
     setting: str = "first"
+    settings: ClassVar[list[str]] = []
 
     async def _agenerate(
         self,
@@ -41,6 +44,7 @@ class Noting(ScriptedModel):
         **kwargs: Any,
     ) -> ChatResult:
         given = {name: value for name, value in kwargs.items() if name != "schema"}
+        self.settings.append(self.setting)
         self.seen.append({**given, "stop": stop, "setting": self.setting, "structured": "schema" in kwargs})
         if len(self.seen) <= self.failures:
             raise ConnectionError("scripted connection loss")
@@ -48,7 +52,7 @@ class Noting(ScriptedModel):
 
 
 def played(model: Any, config: Any = None) -> Any:
-    result = Rehearsal(model).invoke(QUESTION, config)
+    result = Rehearsal(model, config=SceneConfig(roles=1, steps=1)).invoke(QUESTION, config)
     assert result["status"] in ("finished", "blocked"), result["error"]
     return result["trace"]
 
@@ -97,13 +101,13 @@ def test_wrappers_stand_inside_each_other() -> None:
 
 
 def test_the_runs_config_configures_the_model() -> None:
-    model = Noting(seed=1)
-    fields = model.configurable_fields(setting=ConfigurableField(id="setting"))
+    fields = Noting(seed=1).configurable_fields(setting=ConfigurableField(id="setting"))
+    Noting.settings.clear()
     played(fields, {"configurable": {"setting": "chosen"}})
-    assert {call["setting"] for call in model.seen} == {"chosen"}
-    model.seen.clear()
+    assert set(Noting.settings) == {"chosen"}
+    Noting.settings.clear()
     played(fields.with_config(configurable={"setting": "bound"}).with_retry())
-    assert {call["setting"] for call in model.seen} == {"bound"}
+    assert set(Noting.settings) == {"bound"}
 
 
 def test_the_runs_config_chooses_among_alternatives() -> None:
