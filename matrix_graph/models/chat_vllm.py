@@ -83,7 +83,7 @@ class ChatVLLM(VLLMConnection):
             return await dialect_of(self.base_url, payload["model"]).post(self._served().client, _CHAT, payload, read)
         except ModelRequestError as error:
             if error.status == 404:
-                forget(self.base_url)
+                forget(self.base_url, payload["model"])
                 self._served().forget()  # the server may have been restarted with another model: ask again next time
             raise
 

@@ -53,6 +53,11 @@ _ABOUT_ONE_SCHEMA = re.compile(
     r"invalid (?:json )?schema|schema (?:is )?(?:invalid|error)|grammar|keyword", re.IGNORECASE
 )
 
+_HOLDS_NONE = (
+    "holds replies to no JSON schema: it refuses or passes over every form of asking for one. Scenes go on, with more "
+    "replies that have to be asked for again"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -82,18 +87,20 @@ def server_at(base_url: str) -> KnownServer:
 
 def dialect_of(base_url: str, model: str) -> Dialect:
     """What this process knows of one model at an address. A gateway's models may differ."""
+    key = (base_url.rstrip("/"), model)
+    found = _dialects.get(key)
+    if found is not None:
+        return found
     known = server_at(base_url)
     with _lock:
-        return _dialects.setdefault((base_url.rstrip("/"), model), Dialect(known, model))
+        return _dialects.setdefault(key, Dialect(known))
 
 
-def forget(base_url: str) -> None:
-    """Find out again what the server at an address takes: it may be another one now."""
-    root = base_url.rstrip("/")
+def forget(base_url: str, model: str) -> None:
+    """Find out again what a model that is gone takes, and whether its server is a vLLM: it may be another one now."""
+    server_at(base_url).vllm = None
     with _lock:
-        _servers.pop(root, None)
-        for key in [key for key in _dialects if key[0] == root]:
-            del _dialects[key]
+        _dialects.pop((base_url.rstrip("/"), model), None)
 
 
 def note_cards(base_url: str, cards: list[JSON]) -> None:
@@ -114,6 +121,7 @@ class _Request:
         form: how the body says so; None: not at all.
         wrapped: as in `constraints.Phrase`.
         strict: whether OpenAI's strict decoding is asked for.
+        warnings: what is to be said of the server once it has answered.
     """
 
     payload: JSON
@@ -121,6 +129,7 @@ class _Request:
     form: Form | None
     wrapped: bool
     strict: bool
+    warnings: tuple[str, ...]
 
 
 class Dialect:
@@ -130,10 +139,9 @@ class Dialect:
     matter in which order calls find them out.
     """
 
-    def __init__(self, server: KnownServer, model: str) -> None:
-        """Args: the server; the model's name there. Nothing is asked yet."""
+    def __init__(self, server: KnownServer) -> None:
+        """Args: the server. Nothing is asked yet."""
         self._server = server
-        self._model = model
         self._facts: frozenset[str] = frozenset()
         self._proven: set[Form] = set()
         self._settled: set[bool] = set()
@@ -151,7 +159,7 @@ class Dialect:
                     facts, passing = self._refused(facts, passing, refusal, first, request)
                     first = first or refusal
                 else:
-                    self._learn(facts, passing)
+                    self._learn(client, request, facts, passing)
                     return result
 
     async def stream(
@@ -167,7 +175,7 @@ class Dialect:
                 async for item in items:
                     if not begun:
                         begun = True
-                        self._learn(facts, passing)
+                        self._learn(client, request, facts, passing)
                     yield item
                 return
             except ModelRequestError as refusal:
@@ -188,8 +196,7 @@ class Dialect:
     def _phrased(self, client: HTTPClient, payload: JSON, facts: frozenset[str]) -> _Request:
         left_out = [name for name in _OPTIONAL if name in payload and f"refuses {name}" in facts]
         body = {name: value for name, value in payload.items() if name not in left_out}
-        for name in left_out:
-            self._tell(client, f"does not take the {name} of this request, which is left out from now on")
+        warnings = [f"does not take the {name} of this request, which is left out from now on" for name in left_out]
         constraint = payload.get("structured_outputs")
         form: Form | None = None
         wrapped = False
@@ -198,7 +205,9 @@ class Dialect:
             body.pop("structured_outputs", None)
             # What vLLM alone can be told, or what stands beside a format of the caller's own, goes out as it came.
             plain = kind_of(constraint) is None or "response_format" in body
-            form = "structured_outputs" if plain else self._form(client, facts)
+            form = "structured_outputs" if plain else self._form(facts)
+            if form is None or f"ignores {form}" in facts:
+                warnings.append(_HOLDS_NONE)
             if form is not None:
                 phrase = phrased(constraint, form, strict=strict)
                 body |= phrase.fields
@@ -209,21 +218,14 @@ class Dialect:
             body["max_tokens"] += WRAPPING_TOKENS
         if "refuses max_tokens" in facts and "max_tokens" in body:
             body["max_completion_tokens"] = body.pop("max_tokens")
-        return _Request(body, constraint, form, wrapped, strict)
+        return _Request(body, constraint, form, wrapped, strict, tuple(warnings))
 
-    def _form(self, client: HTTPClient, facts: frozenset[str]) -> Form | None:
+    def _form(self, facts: frozenset[str]) -> Form | None:
         """The form to use; None: the server refuses all of them."""
         order = VLLM_ORDER if self._server.vllm else ORDER
         taken = [form for form in order if f"refuses {form}" not in facts]
-        for form in taken:
-            if f"ignores {form}" not in facts:
-                return form
-        self._tell(
-            client,
-            "holds replies to no JSON schema: it refuses or passes over every form of asking for one. Scenes go on, "
-            "with more replies that have to be asked for again",
-        )
-        return taken[0] if taken else None
+        held = (form for form in taken if f"ignores {form}" not in facts)
+        return next(held, taken[0] if taken else None)
 
     def _tell(self, client: HTTPClient, what: str) -> None:
         """Warn of a server, once."""
@@ -258,7 +260,7 @@ class Dialect:
         if is_held(text, request.constraint, wrapped=request.wrapped):
             self._proven.add(form)
         else:
-            self._learn(frozenset({f"ignores {form}"}), False)
+            self._add(frozenset({f"ignores {form}"}))
 
     def _refused(
         self,
@@ -283,10 +285,14 @@ class Dialect:
         about_one = fact.removeprefix("refuses ") in WORDS and _ABOUT_ONE_SCHEMA.search(said) is not None
         return facts | {fact} | self._facts, passing or about_one
 
-    def _learn(self, facts: frozenset[str], passing: bool) -> None:
+    def _learn(self, client: HTTPClient, request: _Request, facts: frozenset[str], passing: bool) -> None:
         """Remember what has just proved true: with these facts the server answered."""
-        if passing or facts <= self._facts:
-            return
+        for what in request.warnings:
+            self._tell(client, what)
+        if not passing and not facts <= self._facts:
+            self._add(facts)
+
+    def _add(self, facts: frozenset[str]) -> None:
         with _lock:
             self._facts |= facts
 
@@ -330,11 +336,7 @@ class Dialect:
         if self._server.vllm is None and payload.get("structured_outputs") is not None:
             cards = await client.glance("models", lambda body: [dict(card) for card in body["data"]])
             if cards is not None:
-                self._note(cards, client)
-
-    def _note(self, cards: list[JSON], client: HTTPClient) -> None:
-        note_cards(client.base_url, cards)
-        self._server.vllm = server_at(client.base_url).vllm
+                note_cards(client.base_url, cards)
 
 
 def _fact(status: int, said: str, request: _Request) -> str | None:
