@@ -7,12 +7,13 @@ command line needs: which model, which server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -20,6 +21,7 @@ from pydantic_settings import (
 )
 
 from matrix_graph.errors import ConfigError
+from matrix_graph.models.client.headers import HEADERS_VARIABLE, checked_key, parsed_headers
 from matrix_graph.models.server import ServerConfig
 
 ENV_PREFIX = "MATRIX_GRAPH_"
@@ -111,8 +113,31 @@ class Settings(BaseSettings):
         default=None, description="An OpenAI-compatible server that already runs; null starts vLLM on 127.0.0.1."
     )
     api_key: SecretStr | None = Field(default=None, description="Key of the server at `base_url`; environment only.")
+    headers: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default={},
+        description="Headers for every request to `base_url` and to a judge elsewhere, such as a gateway asks for; "
+        "shown nowhere. In the environment a JSON object, or lines `Name: value`.",
+    )
     scene: SceneConfig = SceneConfig()
     server: ServerConfig = ServerConfig()
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            checked_key(value.get_secret_value(), f"{ENV_PREFIX}API_KEY")
+        return value
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _parse_headers(cls, value: object) -> dict[str, SecretStr]:
+        return parsed_headers(value, f"headers ({HEADERS_VARIABLE}, or the config file)")
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """What `ChatVLLM` is given besides model and address, for a server that already runs."""
+        key = {"api_key": self.api_key} if self.api_key else {}
+        return {**key, "default_headers": self.headers}
 
     @classmethod
     def settings_customise_sources(

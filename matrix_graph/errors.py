@@ -57,6 +57,10 @@ class ModelUnavailableError(ModelError):
     """Connection loss, time-out, HTTP 429 or 5xx, until retrying was given up."""
 
 
+class ModelAddressError(ModelError):
+    """What answers at the address is not a model server that can be used: a web page, an untrusted certificate."""
+
+
 class CrashingQuestionError(ModelError):
     """The model server died while it answered this question alone; in a batch run, the question is set aside."""
 

@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from matrix_graph.errors import ConfigError
+
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 """Rights of what only this user may read."""
-
-from matrix_graph.errors import ConfigError
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

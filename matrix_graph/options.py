@@ -34,7 +34,8 @@ BaseUrlOption = Annotated[
     typer.Option(
         "--base-url",
         help="An OpenAI-compatible server that already runs, such as `http://127.0.0.1:8000/v1`; its key comes from "
-        "VLLM_API_KEY. Default: a vLLM server of our own on 127.0.0.1.",
+        "VLLM_API_KEY, headers for a gateway from MATRIX_GRAPH_HEADERS. Default: a vLLM server of our own on "
+        "127.0.0.1.",
         metavar="URL",
     ),
 ]

@@ -92,17 +92,16 @@ def endpoint_of(settings: Settings) -> Endpoint:
     Raises:
         ConfigError: `base_url` is no address.
     """
-    key = {"api_key": settings.api_key} if settings.api_key else {}
     try:
-        model = ChatVLLM(base_url=settings.base_url or "", **key)
+        model = ChatVLLM(base_url=settings.base_url or "", **settings.connection)
         address = urlsplit(model.base_url)
         host, port = address.hostname or "", address.port or 0
     except ValueError as error:
         raise ConfigError(
             f"--base-url {settings.base_url!r} is no address such as http://127.0.0.1:8000/v1."
         ) from error
-    secret = model.api_key.get_secret_value() if model.api_key else ""
-    return Endpoint(host, port, api_key=secret, url=model.base_url.removesuffix("/v1"))
+    root = model.base_url.removesuffix("/v1")
+    return Endpoint(host, port, api_key=model.request_key or "", url=root, headers=model.request_headers)
 
 
 def require_adapters(endpoint: Endpoint) -> None:

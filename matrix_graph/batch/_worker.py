@@ -187,6 +187,7 @@ class Worker(asyncio.Protocol):
         *,
         model: dict[str, Any],
         key: str | None,
+        headers: dict[str, str],
         name: str,
         cast: dict[str, Any] | None,
         config: dict[str, Any],
@@ -199,7 +200,7 @@ class Worker(asyncio.Protocol):
             self._know(key, None)  # the key that it may have had before, where it is away at this moment
             self._know(*server)
         self._player = ScenePlayer(
-            ChatVLLM(**model, api_key=None if key is None else SecretStr(key)),
+            ChatVLLM(**model, api_key=None if key is None else SecretStr(key), default_headers=headers),
             name=name,
             lifeline=self._gate,
             cast=None if cast is None else Cast.model_validate(cast),

@@ -104,5 +104,4 @@ async def served_name(model: BaseChatModel) -> str:
 async def _page(model: BaseChatModel) -> str | None:
     if not isinstance(model, ChatVLLM):
         return None
-    key = model.api_key.get_secret_value() if model.api_key else None
-    return await fetch_metrics(model.base_url, key, _LOOK_SECONDS)
+    return await fetch_metrics(model.base_url, model.request_key, _LOOK_SECONDS, model.request_headers)

@@ -34,6 +34,7 @@ from matrix_graph.errors import ConfigError, ModelError, ModelRequestError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast, Trace
 
 Questions = Iterable[Any] | AsyncIterable[Any]
@@ -82,7 +83,7 @@ class Batch:
             check_portable(model)
         self._worker_count = workers
         self._questions = questions
-        self._given_model = model
+        self._given_model = model = chat_model(model, "run_batch")
         self._cast = cast
         self._config = config or SceneConfig()
         self._max_scenes, self._max_requests = max_scenes, max_requests

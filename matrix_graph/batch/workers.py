@@ -39,7 +39,7 @@ _MOST_DEATHS = 3
 """Deaths of workers with no scene ended in between, after which more of the same is of no use."""
 _TRIES = 2
 """How often a scene is played in company, and then, if its worker died each time, in a process of its own."""
-_HERE = {"server", "api_key", "callbacks", "cache", "rate_limiter", "custom_get_token_ids"}
+_HERE = {"server", "api_key", "default_headers", "callbacks", "cache", "rate_limiter", "custom_get_token_ids"}
 """Fields of a model that stay in this process, or travel in a way of their own."""
 
 
@@ -104,7 +104,8 @@ class WorkerPlayer:
         fields = model.model_dump(mode="json", exclude_unset=True, exclude=_HERE) | {"base_url": model.base_url}
         self._task: dict[str, Any] = {
             "model": fields,
-            "key": model.api_key.get_secret_value() if model.api_key else None,
+            "key": model.request_key,
+            "headers": model.request_headers,
             "name": name,
             "cast": cast.model_dump(mode="json") if cast else None,
             "config": config.model_dump(mode="json"),

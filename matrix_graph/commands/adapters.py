@@ -85,6 +85,7 @@ def _endpoint(config: Path | None, base_url: str | None) -> Endpoint:
     import os
     from urllib.parse import urlsplit
 
+    from matrix_graph.models.client.headers import checked_key, plain_headers
     from matrix_graph.models.serving.endpoint import Endpoint
 
     settings = settings_from(config, None, base_url, {})
@@ -100,6 +101,7 @@ def _endpoint(config: Path | None, base_url: str | None) -> Endpoint:
     if address.scheme not in ("http", "https") or not host:
         raise ConfigError(f"--base-url {settings.base_url!r} is no address such as http://127.0.0.1:8000/v1.")
     key = settings.api_key.get_secret_value() if settings.api_key else os.environ.get("VLLM_API_KEY", "")
+    checked_key(key, "VLLM_API_KEY")
     at = f"[{host}]" if ":" in host else host
     root = address.path.rstrip("/").removesuffix("/v1")
     return Endpoint(
@@ -107,4 +109,5 @@ def _endpoint(config: Path | None, base_url: str | None) -> Endpoint:
         port or (443 if address.scheme == "https" else 80),
         api_key=key,
         url=f"{address.scheme}://{at}{f':{port}' if port else ''}{root}",
+        headers=plain_headers(settings.headers),
     )

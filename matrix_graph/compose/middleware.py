@@ -29,6 +29,7 @@ from matrix_graph.config import SceneConfig, explain
 from matrix_graph.errors import ConfigError, PrerequisiteError, SceneError
 from matrix_graph.models.ask import TRIES, describe
 from matrix_graph.models.loop import run_sync
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast
 
 try:
@@ -108,11 +109,7 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
         stream_events: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(model, BaseChatModel):
-            raise ConfigError(
-                f"RehearsalMiddleware takes a chat model, not {type(model).__name__}. Give the model itself, such as "
-                "ChatVLLM(), without tools bound to it."
-            )
+        model = chat_model(model, "RehearsalMiddleware")
         if when is not None and when != "touches_others" and not callable(when):
             raise ConfigError(
                 f'when is {when!r}; allowed are None (always), "touches_others", or a function of the agent\'s state '

@@ -29,6 +29,7 @@ from matrix_graph.compose.what_if import (
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import SceneError
 from matrix_graph.models.loop import run_sync
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast, Trace
 from matrix_graph.scene.graph import create_scene, recorded_config, recursion_limit
 from matrix_graph.scene.players import Player, has_checkpointer, has_humans, player_names
@@ -79,7 +80,7 @@ class Rehearsal(Runnable[RehearsalInput, RehearsalResult]):
     Callbacks and `astream_events` get the same events as custom events named "rehearsal".
 
     Args:
-        model: the chat model that answers, and plays everybody.
+        model: the chat model that answers, and plays everybody; see `create_scene`.
         cast: who is in the scenes; None has the model cast each scene.
         config: settings and limits; a run's `context=` (also by `bind`) takes their place.
         checkpointer: keeps scenes so that a stopped one can go on. Without a `thread_id` in the run's config, each
@@ -87,6 +88,7 @@ class Rehearsal(Runnable[RehearsalInput, RehearsalResult]):
         players: role name -> who plays it in the model's place, see `create_scene`; only with a given cast.
 
     Raises:
+        ConfigError: `model` is not a chat model, or has tools or a reply format bound to it.
         CastError: players without a cast, a name that is not in the cast, or somebody who cannot play.
     """
 
@@ -101,7 +103,7 @@ class Rehearsal(Runnable[RehearsalInput, RehearsalResult]):
         checkpointer: Checkpointer = None,
         players: Mapping[str, Player] | None = None,
     ) -> None:
-        self.model = model
+        self.model = model = chat_model(model, "Rehearsal")
         self.scene_config = config or SceneConfig()
         self._cast = cast
         self._players = dict(players or {})

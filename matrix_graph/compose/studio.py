@@ -30,6 +30,7 @@ from matrix_graph.errors import PrerequisiteError
 from matrix_graph.models.bundled import name_on_server
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.server import VLLMServer
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast, Role, SocialObject
 from matrix_graph.scene.graph import Scene, create_scene
 from matrix_graph.scene.stage import answer_limit
@@ -188,12 +189,11 @@ def studio_model(settings: Settings) -> ChatVLLM:
             when it is first asked, and the log tells how far it is.
     """
     if settings.base_url is not None:
-        key = {"api_key": settings.api_key} if settings.api_key else {}
-        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **key)
+        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **settings.connection)
     server = VLLMServer(
         settings.model, config=as_needed(settings.server), on_status=lambda line: _log.info("vLLM: %s", line)
     )
-    return OwnServerModel(server=server)
+    return OwnServerModel(server=server, default_headers={})
 
 
 # ---- the graphs -----------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class PerRunRehearsal(AgentMiddleware[RehearsalState[Any], ChatSettings, Any]):
     def __init__(self, model: BaseChatModel, config: SceneConfig) -> None:
         super().__init__()
         self.tools = []
-        self._model = model
+        self._model = chat_model(model, "PerRunRehearsal")
         self._default = ChatSettings.model_validate(config.model_dump())
 
     @property
@@ -293,6 +293,7 @@ def studio_agent(
         name: of the graph.
         config: what a run does not choose.
     """
+    model = chat_model(model, "studio_agent")
     settings = config or SceneConfig()
     return create_agent(
         model,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from matrix_graph.compose.rehearsal import Rehearsal, RehearsalResult
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast, Event, Trace
 
 DESCRIPTION = (
@@ -61,11 +62,7 @@ def rehearsal_tool(
     Raises:
         ConfigError: an argument that cannot be used.
     """
-    if not isinstance(model, BaseChatModel):
-        raise ConfigError(
-            f"rehearsal_tool takes a chat model, not {type(model).__name__}. Give the model itself, such as "
-            "ChatVLLM(), without tools bound to it."
-        )
+    model = chat_model(model, "rehearsal_tool")
     if max_length < SMALLEST_LENGTH:
         raise ConfigError(f"max_length is {max_length}; give {SMALLEST_LENGTH} characters or more.")
     # No checkpoints of the scene: an agent may call the tool several times at once, in one step of its graph.

@@ -81,6 +81,11 @@ def _load(endpoint: Endpoint, adapters: Mapping[str, Path]) -> None:
 
 def _endpoint(model: ChatVLLM) -> Endpoint:
     address = urlsplit(model.base_url)
-    key = model.api_key.get_secret_value() if model.api_key else ""
     root = model.base_url.removesuffix("/v1")
-    return Endpoint(address.hostname or "", address.port or 0, api_key=key, url=root)
+    return Endpoint(
+        address.hostname or "",
+        address.port or 0,
+        api_key=model.request_key or "",
+        url=root,
+        headers=model.request_headers,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ from matrix_graph.models.bundled.catalog import SMALL
 from matrix_graph.options import settings_from
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
     from rich.console import Console
 
     from matrix_graph.config import Settings
@@ -40,12 +41,13 @@ class Outcome(NamedTuple):
     """Answers, scores and verdicts that failed, in all starts together."""
 
 
-def judge_from(text: str, model: ChatVLLM) -> ChatVLLM:
+def judge_from(text: str, model: ChatVLLM, headers: Mapping[str, SecretStr] | None = None) -> ChatVLLM:
     """The model that judges.
 
     Args:
         text: "base", a name that the model's server serves, `URL` or `URL:MODEL`.
         model: the one that the candidates share.
+        headers: for requests to a judge on another server; None: those of the environment.
 
     Raises:
         ConfigError: a text that is none of these.
@@ -54,6 +56,7 @@ def judge_from(text: str, model: ChatVLLM) -> ChatVLLM:
 
     from matrix_graph.errors import ConfigError
     from matrix_graph.models.chat_vllm import ChatVLLM
+    from matrix_graph.models.client.headers import checked_key
 
     if text == "base":
         return model
@@ -65,7 +68,10 @@ def judge_from(text: str, model: ChatVLLM) -> ChatVLLM:
             f"The judge {text!r} is not of the form URL:MODEL, such as http://127.0.0.1:8000/v1:my-model."
         )
     key = os.environ.get(JUDGE_KEY_VARIABLE)
-    return ChatVLLM(base_url=match["url"], model=match["model"], **({"api_key": SecretStr(key)} if key else {}))
+    given: dict[str, Any] = {"api_key": SecretStr(checked_key(key, JUDGE_KEY_VARIABLE))} if key else {}
+    if headers is not None:
+        given["default_headers"] = headers
+    return ChatVLLM(base_url=match["url"], model=match["model"], **given)
 
 
 def settings_of(
@@ -145,7 +151,7 @@ async def _watched(
                 roster.candidates,
                 model,
                 out=out,
-                judge_model=judge_from(judge, model) if judge is not None else None,
+                judge_model=judge_from(judge, model, settings.headers) if judge is not None else None,
                 on_status=view.status,
                 on_progress=view.show,
                 **options,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from pydantic import SecretStr
 
 from matrix_graph.errors import ConfigError, ModelError, PrerequisiteError
+from matrix_graph.models.client.headers import headers_from_environment, plain_headers
 from matrix_graph.models.client.http import HTTPClient
 
 try:
@@ -49,14 +50,25 @@ class ServerEmbedder:
         base_url: root of the API, with /v1.
         model: the name of the embedding model there.
         api_key: bearer token; None sends none.
+        headers: sent with every request; None: those of the environment (MATRIX_GRAPH_HEADERS).
         give_up_after: seconds in which a request that failed is tried again.
+
+    Raises:
+        ConfigError: HTTP cannot carry the key or a header.
     """
 
     def __init__(
-        self, base_url: str, model: str, *, api_key: SecretStr | None = None, give_up_after: float = 30.0
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: SecretStr | None = None,
+        headers: Mapping[str, SecretStr] | None = None,
+        give_up_after: float = 30.0,
     ) -> None:
         key = api_key.get_secret_value() if api_key else None
-        self._client = HTTPClient(base_url, key=key, give_up_after=give_up_after)
+        sent = plain_headers(headers_from_environment() if headers is None else headers)
+        self._client = HTTPClient(base_url, key=key, headers=sent, give_up_after=give_up_after)
         self._model = model
 
     async def aembed_documents(self, texts: list[str], /) -> list[list[float]]:

@@ -53,6 +53,7 @@ from matrix_graph.evaluate.tasks import (
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Problem
 
 T = TypeVar("T")
@@ -120,7 +121,8 @@ class Evaluation:
         self.progress = Progress()
         self.baseline = baseline or ("base" if "base" in candidates else next(iter(candidates)))
         self._questions, self._candidates = list(questions), dict(candidates)
-        self._model, self._judge_model = model, judge_model
+        self._model = chat_model(model, "Evaluation")
+        self._judge_model = None if judge_model is None else chat_model(judge_model, "Evaluation (judge_model)")
         self._judge_repeats = judge_repeats
         self._retry_failed, self._force_new_settings = retry_failed, force_new_settings
         self._on_status, self._on_progress = on_status or _ignore, on_progress or _ignore

@@ -36,7 +36,8 @@ class Scorer:
         self._model, self._candidate = model, candidate
         self._client = HTTPClient(
             model.base_url,
-            key=model.api_key.get_secret_value() if model.api_key else None,
+            key=model.request_key,
+            headers=model.request_headers,
             timeout=model.timeout,
             connect_timeout=model.connect_timeout,
             give_up_after=model.give_up_after,

@@ -17,7 +17,8 @@ from langchain_core.runnables import Runnable
 
 from matrix_graph.errors import ConfigError, ModelRequestError
 from matrix_graph.models.client.connection import VLLMConnection
-from matrix_graph.models.client.messages import decode_event, decode_reply, encode_messages
+from matrix_graph.models.client.dialect import dialect_of, forget
+from matrix_graph.models.client.messages import as_chunk, decode_event, decode_reply, encode_messages
 from matrix_graph.models.client.structured import Method, Schema, structured, structured_options
 from matrix_graph.models.client.tools import ToolLike, tool_options
 from matrix_graph.models.loop import iterate_sync, run_sync
@@ -32,7 +33,10 @@ _LOCAL = {"extra_body", "stream", "ls_structured_output_format", "structured_out
 
 
 class ChatVLLM(VLLMConnection):
-    """A chat model served by vLLM (or any server that speaks its OpenAI-compatible API).
+    """A chat model served by vLLM, or any server with an OpenAI-compatible API (SGLang, llama.cpp, Ollama, LM Studio).
+
+    How a server wants schemas and limits named is found out at the first calls and shared by all models of the process.
+    Where it does not know `structured_outputs`, they go out as `response_format` or what it does know.
 
     Per-call options, given to `invoke` and its kin or by `bind`, go before the fields below: `temperature`, `top_p`,
     `max_tokens`, `stop`, `model` (an adapter's name), `structured_outputs` (`{"json": schema}`, `{"choice": [...]}` or
@@ -76,9 +80,10 @@ class ChatVLLM(VLLMConnection):
 
     async def _posted(self, payload: JSON, read: Callable[[JSON], T]) -> T:
         try:
-            return await self._served().client.post(_CHAT, payload, read)
+            return await dialect_of(self.base_url, payload["model"]).post(self._served().client, _CHAT, payload, read)
         except ModelRequestError as error:
             if error.status == 404:
+                forget(self.base_url, payload["model"])
                 self._served().forget()  # the server may have been restarted with another model: ask again next time
             raise
 
@@ -100,7 +105,15 @@ class ChatVLLM(VLLMConnection):
     ) -> AsyncIterator[ChatGenerationChunk]:
         payload = await self._payload(messages, stop, kwargs)
         payload |= {"stream": True, "stream_options": {"include_usage": True, **payload.get("stream_options", {})}}
-        chunks = self._served().client.stream(_CHAT, payload, decode_event)
+        dialect, client = dialect_of(self.base_url, payload["model"]), self._served().client
+        if await dialect.wraps(client, payload):
+            whole = {name: value for name, value in payload.items() if not name.startswith("stream")}
+            chunk = as_chunk(await self._posted(whole, decode_reply))
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+            return
+        chunks = dialect.stream(client, _CHAT, payload, decode_event)
         try:
             async for chunk in chunks:
                 if run_manager is not None:

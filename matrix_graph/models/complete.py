@@ -1,7 +1,8 @@
 """One completion from any LangChain chat model, as plain data.
 
 `ChatVLLM` gets a JSON schema natively. Any other chat model gets it through its own `with_structured_output`, or, if it
-has none, is asked in plain words. What always holds: whoever listens (tracers, callbacks, streams of messages) hears of
+has none, is asked in plain words. Of a wrapped one (a retry, a fallback) each chat model inside is asked so, and the
+wrappers are around that. What always holds: whoever listens (tracers, callbacks, streams of messages) hears of
 every call. Where nobody listens, a call to `ChatVLLM` leaves out LangChain's callbacks and message objects, which cost
 more than all the rest of it.
 """
@@ -9,20 +10,36 @@ more than all the rest of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.globals import get_debug, get_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.wrapped import Options, WrappedChatModel, arranged, bound_inside, leaves
 from matrix_graph.records import clean
+
+_BOUND = "bound"
+"""Under this name stands in the recorded settings what a wrapper binds."""
+_RECORDED = (
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+)
+"""Bound options that are recorded; others, such as headers, may be secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +84,36 @@ async def complete(
         ReplyError: the model returned something else than a message.
         Exception: whatever the model raises.
     """
-    if isinstance(model, ChatVLLM) and _nobody_listens(model):
-        return await model.acomplete(messages, read_completion, sampling)
+    # Not the bare name of a node: LangGraph would take the reply of a run that bears it for the node's own output.
+    config: RunnableConfig = {"run_name": f"{name} call", "metadata": dict(metadata)}
+    if not isinstance(model, WrappedChatModel):
+        return await _asked(model, messages, config, name, sampling, schema)
+    sampling = {key: value for key, value in sampling.items() if key != _BOUND}
+
+    def leaf(inner: BaseChatModel, options: Options) -> Runnable[Any, Any]:
+        async def ask(messages: list[dict[str, str]], config: RunnableConfig) -> Completion:
+            named: RunnableConfig = {**config, "run_name": f"{name} call"}
+            return await _asked(inner, messages, named, name, sampling, schema, options)
+
+        return _Leaf(ask)
+
+    return cast(Completion, await arranged(model, leaf).ainvoke(messages, config))
+
+
+async def _asked(
+    model: BaseChatModel,
+    messages: list[dict[str, str]],
+    config: RunnableConfig,
+    name: str,
+    sampling: Mapping[str, Any],
+    schema: dict[str, Any] | None,
+    options: Options | None = None,
+) -> Completion:
+    """Ask one chat model without wrappers; `options` are what wrappers bound to it."""
+    if isinstance(model, ChatVLLM) and _nobody_listens(model, config):
+        return await model.acomplete(messages, read_completion, {**sampling, **(options or {})})
     try:
-        return _from_message(await _invoked(model, messages, name, sampling, schema, metadata))
+        return _from_message(await _invoked(model, messages, config, name, sampling, schema, options or {}))
     except Exception as error:
         # openai's parser raises on a reply that was cut off; the reply itself stands in the exception.
         completion: Any = getattr(error, "completion", None)
@@ -97,6 +140,13 @@ def sampling_of(
         max_tokens: the longest reply.
         schema: JSON schema of the reply.
     """
+    if isinstance(model, WrappedChatModel):
+        inside = list(leaves(model))
+        # Where one of several is told settings, all are recorded as if they were.
+        told = next((leaf for leaf, _ in inside if isinstance(leaf, ChatVLLM)), inside[0][0])
+        options = {key: value for key, value in inside[0][1].items() if key in _RECORDED}
+        own = sampling_of(told, temperature, max_tokens, schema)
+        return {**own, _BOUND: options} if options else own
     if isinstance(model, ChatVLLM):
         bound = {} if schema is None else {"structured_outputs": {"json": schema}}
         given = {} if temperature is None else {"temperature": temperature}
@@ -107,6 +157,10 @@ def sampling_of(
 
 def name_of(model: BaseChatModel) -> str:
     """The name that a model goes by, until its server tells another."""
+    if isinstance(model, WrappedChatModel):
+        inner, options = next(leaves(model))
+        bound = options.get("model")
+        return bound if isinstance(bound, str) and bound else name_of(inner)
     for attribute in ("model_name", "model", "model_id"):
         name = getattr(model, attribute, None)
         if isinstance(name, str) and name:
@@ -142,11 +196,23 @@ def read_completion(body: Mapping[str, Any]) -> Completion:
     )
 
 
-def _nobody_listens(model: ChatVLLM) -> bool:
+class _Leaf(Runnable[Any, Any]):
+    """What stands in the place of a chat model inside of its wrappers; asynchronous alone, as scenes are."""
+
+    def __init__(self, ask: Callable[[list[dict[str, str]], RunnableConfig], Awaitable[Completion]]) -> None:
+        self._ask = ask
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Completion:
+        raise NotImplementedError("scenes ask their model asynchronously")
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Completion:
+        return await self._ask(input, ensure_config(config))
+
+
+def _nobody_listens(model: ChatVLLM, config: RunnableConfig) -> bool:
     # The graph's own run has asked LangChain who listens (handlers, LangSmith's tracing, streams of messages), and its
-    # nodes inherit the answer. Outside of a run nobody has asked yet.
-    config = var_child_runnable_config.get()
-    callbacks = config.get("callbacks") if config else None
+    # nodes inherit the answer. Outside of a run nobody has asked yet. Wrappers of the model may bring listeners, too.
+    callbacks = config.get("callbacks") or (var_child_runnable_config.get() or {}).get("callbacks")
     return (
         isinstance(callbacks, BaseCallbackManager)
         and not callbacks.handlers
@@ -161,24 +227,23 @@ def _nobody_listens(model: ChatVLLM) -> bool:
 async def _invoked(
     model: BaseChatModel,
     messages: list[dict[str, str]],
+    config: RunnableConfig,
     name: str,
     sampling: Mapping[str, Any],
     schema: dict[str, Any] | None,
-    metadata: Mapping[str, Any],
+    options: Options,
 ) -> AIMessage:
-    # Not the bare name of a node: LangGraph would take the reply of a run that bears it for the node's own output.
-    config: RunnableConfig = {"run_name": f"{name} call", "metadata": dict(metadata)}
     if isinstance(model, ChatVLLM):
-        return await model.ainvoke(messages, config, **sampling)
+        return await model.ainvoke(messages, config, **{**sampling, **options})
     if schema is not None and type(model).with_structured_output is not BaseChatModel.with_structured_output:
         structured: Runnable[Any, Any] = model.with_structured_output(
             {"title": name, "description": f"The reply to {name}.", **schema}, include_raw=True
         )
-        raw = (await structured.ainvoke(messages, config))["raw"]
+        raw = (await bound_inside(model, structured, options).ainvoke(messages, config))["raw"]
         if not isinstance(raw, AIMessage):
             raise ReplyError(f"{type(model).__name__} returned a {type(raw).__name__}; an AIMessage is needed.")
         return raw
-    return await model.ainvoke(messages, config)
+    return await model.ainvoke(messages, config, **options)
 
 
 def _from_message(message: AIMessage) -> Completion:

@@ -24,6 +24,7 @@ from langgraph.types import Send
 from matrix_graph.config import SceneConfig
 from matrix_graph.models.loop import run_sync
 from matrix_graph.models.turn import clock as now
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast
 from matrix_graph.scene.cast import cast as make_cast
 from matrix_graph.scene.draft import draft
@@ -61,7 +62,8 @@ def create_scene(
     """Build the scene as a LangGraph graph, uncompiled, so that the caller owns checkpointer and store.
 
     Args:
-        model: the one chat model that plays everybody, judges and writes.
+        model: the one chat model that plays everybody, judges and writes; `with_retry`, `with_fallbacks`, `bind` and
+            configurable fields of chat models are taken as well.
         cast: who is in the scene; each of its roles becomes a node of its own name. None has the model cast it.
         config: settings and limits; a `SceneConfig` passed as the run's `context=` takes its place.
         players: role name -> who plays it in the model's place: a Runnable, a function, or `human()`, which needs a
@@ -72,8 +74,10 @@ def create_scene(
         `recursion_limit=recursion_limit(config)`.
 
     Raises:
+        ConfigError: `model` is not a chat model, or has tools or a reply format bound to it.
         CastError: players without a cast, a name that is not in the cast, or somebody who cannot play.
     """
+    model = chat_model(model, "create_scene")
     settings = config or SceneConfig()
     graph: Scene = StateGraph(SceneState, context_schema=SceneConfig, input_schema=SceneInput)
 

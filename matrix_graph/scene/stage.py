@@ -18,6 +18,7 @@ from matrix_graph.models.ask import TRIES, Answer, ChatMessage, Question, ask, d
 from matrix_graph.models.bundled import longest_answer
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.complete import name_of
+from matrix_graph.models.wrapped import leaves
 from matrix_graph.records import Purpose
 from matrix_graph.scene import dialogue as chat
 from matrix_graph.scene.prompts import fill
@@ -113,15 +114,20 @@ class Stage:
         """The model's context in tokens: configured, else as the server or the model's profile tells."""
         if self.config.context_length is not None:
             return self.config.context_length
-        if isinstance(self.model, ChatVLLM):
+        # A prompt must fit whichever model a wrapper turns to.
+        lengths = [await self._context_of(leaf) for leaf, _ in leaves(self.model)]
+        return min((length for length in lengths if length), default=UNKNOWN_CONTEXT_LENGTH)
+
+    async def _context_of(self, model: BaseChatModel) -> int | None:
+        if isinstance(model, ChatVLLM):
             try:
                 async with asyncio.timeout(min(_PATIENCE, self.seconds_left("recap"))):
-                    return await self.model.acontext_length() or UNKNOWN_CONTEXT_LENGTH
+                    return await model.acontext_length()
             except (ModelError, TimeoutError):
                 # Whether the server can be had is for the next call to find out, which records it.
-                return UNKNOWN_CONTEXT_LENGTH
-        profile: Any = getattr(self.model, "profile", None) or {}
-        return int(profile.get("max_input_tokens") or UNKNOWN_CONTEXT_LENGTH)
+                return None
+        profile: Any = getattr(model, "profile", None) or {}
+        return int(profile.get("max_input_tokens") or 0) or None
 
     def seconds_left(self, purpose: Purpose) -> float:
         """What a call of this purpose may take; play leaves a share of the time to reflection and revision."""

@@ -60,12 +60,19 @@ def client(server: ModelServer, /, **options: Any) -> ChatVLLM:
     return ChatVLLM(**{"base_url": server.base_url, "timeout": 30, "give_up_after": 5, **options})
 
 
+def schema_of(body: JSON) -> JSON:
+    """The schema that a request asks its reply to keep to, in whichever form it does; empty: none."""
+    format = (body.get("response_format") or {}).get("json_schema") or {}
+    found: JSON = (body.get("structured_outputs") or {}).get("json") or format.get("schema") or {}
+    return found
+
+
 def purpose(body: JSON) -> str:
     """What a request is for, told from its content alone."""
     messages = body["messages"]
     if messages[0]["role"] != "system":
         return "draft"
-    schema = (body.get("structured_outputs") or {}).get("json") or {}
+    schema = schema_of(body)
     for name, field in (("cast", "plan"), ("act", "action"), ("judge", "plausible"), ("reflect", "lesson")):
         if field in schema.get("properties", {}):
             return name
@@ -80,7 +87,7 @@ def purpose(body: JSON) -> str:
 def busy(body: JSON) -> str | None:
     """Everybody sees everything, everything has a consequence, and the draft is revised: the most calls."""
     what = purpose(body)
-    schema = ((body.get("structured_outputs") or {}).get("json") or {}).get("properties", {})
+    schema = schema_of(body).get("properties", {})
     if what == "check":
         return json.dumps({name: {"stance": "helps", "again": "no", "better": "A"}[name] for name in schema})
     if what == "reflect":
@@ -109,7 +116,7 @@ def full_cast(body: JSON) -> str | None:
     """A busy scene whose plan has as many steps as the schema allows."""
     if purpose(body) != "cast":
         return busy(body)
-    schema = body["structured_outputs"]["json"]["properties"]
+    schema = schema_of(body)["properties"]
     plan = [f"takes step {n}" for n in range(schema["plan"]["maxItems"])]
     if "people" not in schema:  # the cast was given, and only its plan is asked for
         return json.dumps({"situation": "Somebody asks.", "plan": plan})

@@ -13,6 +13,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.utils import from_env, secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
+from matrix_graph.models.client.headers import checked_key, headers_from_environment, parsed_headers, plain_headers
 from matrix_graph.models.client.http import HTTPClient
 from matrix_graph.models.client.messages import PROVIDER, encode_messages
 from matrix_graph.models.client.served import Served
@@ -23,7 +24,9 @@ JSON = dict[str, Any]
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 KEY_VARIABLE = "VLLM_API_KEY"
 
-_CONNECTION = ("base_url", "api_key", "timeout", "connect_timeout", "give_up_after", "max_retries", "server")
+_CONNECTION = (
+    "base_url", "api_key", "default_headers", "timeout", "connect_timeout", "give_up_after", "max_retries", "server",
+)  # fmt: skip
 
 
 class VLLMConnection(BaseChatModel):
@@ -45,6 +48,14 @@ class VLLMConnection(BaseChatModel):
         default_factory=secret_from_env(KEY_VARIABLE, default=None),
         repr=False,
         description="Bearer token; default: the environment variable VLLM_API_KEY. None: none is sent.",
+        validate_default=True,
+    )
+    default_headers: dict[str, SecretStr] = Field(
+        default_factory=headers_from_environment,
+        repr=False,
+        exclude=True,
+        description="Headers for every request, such as a gateway asks for; shown nowhere and not serialised. Default: "
+        "the environment variable MATRIX_GRAPH_HEADERS, a JSON object or lines `Name: value`.",
     )
     temperature: float | None = Field(
         default=None, ge=0, description="Sampling temperature; None: the server's default."
@@ -87,6 +98,18 @@ class VLLMConnection(BaseChatModel):
     def _check_base_url(cls, value: str) -> str:
         HTTPClient(value)
         return value.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            checked_key(value.get_secret_value(), f"api_key (or {KEY_VARIABLE})")
+        return value
+
+    @field_validator("default_headers", mode="before")
+    @classmethod
+    def _parse_headers(cls, value: object) -> dict[str, SecretStr]:
+        return parsed_headers(value)
 
     @model_validator(mode="after")
     def _wait_longer_for_a_server(self) -> "VLLMConnection":
@@ -149,15 +172,25 @@ class VLLMConnection(BaseChatModel):
         """Which environment variable holds which field."""
         return {"api_key": KEY_VARIABLE}
 
+    @property
+    def request_key(self) -> str | None:
+        """The key as it is sent; None: none is."""
+        return self.api_key.get_secret_value() if self.api_key else None
+
+    @property
+    def request_headers(self) -> dict[str, str]:
+        """The headers that go with every request, as they are sent."""
+        return plain_headers(self.default_headers)
+
     # ---- the server ---------------------------------------------------------------------------------------------
 
     def _served(self) -> Served:
         # A model's fields may be set at any time; what was built of them lives as long as they stay the same.
         fields = tuple(getattr(self, name) for name in _CONNECTION)
         if self._connection is None or fields != self._connection[0]:
-            key = self.api_key.get_secret_value() if self.api_key else None
-            options = {name: getattr(self, name) for name in _CONNECTION[2:]}
-            self._connection = (fields, Served(HTTPClient(self.base_url, key=key, **options)))
+            options = {name: getattr(self, name) for name in _CONNECTION[3:]}
+            client = HTTPClient(self.base_url, key=self.request_key, headers=self.request_headers, **options)
+            self._connection = (fields, Served(client))
         return self._connection[1]
 
     async def aserved_name(self) -> str:

@@ -10,7 +10,8 @@ import re
 import aiohttp
 from tenacity import RetryCallState
 
-from matrix_graph.errors import ContextLengthError, ModelRequestError
+from matrix_graph.errors import ContextLengthError, ModelAddressError, ModelRequestError
+from matrix_graph.models.client.gateways import HEADER_ADVICE, page_title, told_page, untrusted
 from matrix_graph.models.client.pool import StrangerError
 
 _LONGEST_WAIT = 60.0
@@ -18,6 +19,8 @@ _LONGEST_WAIT = 60.0
 
 _NEVER = (501, 505)
 """What a server answers that does not know the method or this HTTP at all, however often it is asked (RFC 9110)."""
+_HEADER = re.compile(r"\bheaders?\b|subscription.key", re.IGNORECASE)
+"""How a gateway names what it misses."""
 
 _TOO_LONG = re.compile(r"context.?length|max_model_len", re.IGNORECASE)
 """How vLLM (renderers/params.py, serve/utils/api_utils.py) and OpenAI (`context_length_exceeded`) put it."""
@@ -44,8 +47,27 @@ class TryAgainError(Exception):
         self.crowded = crowded
 
 
-def of_connection(error: Exception, limits: aiohttp.ClientTimeout, key: str | None) -> TryAgainError:
-    """The failure behind an exception of aiohttp, or a time-out."""
+Secrets = str | tuple[str, ...] | None
+"""What is to be kept out of a message: the key, or several values."""
+
+
+def of_connection(
+    error: Exception, limits: aiohttp.ClientTimeout, key: Secrets, *, where: str = "The server"
+) -> TryAgainError | ModelAddressError:
+    """The failure behind an exception of aiohttp, or a time-out.
+
+    Args:
+        error: the exception.
+        limits: the time limits that the request had.
+        key: what to keep out of the message.
+        where: the address, for what no further try can heal.
+    """
+    if (problem := untrusted(error)) is not None:
+        return ModelAddressError(f"{where} cannot be used: {without_key(problem, key)}.")
+    if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+        status = f"HTTP {error.status}" if isinstance(error, aiohttp.ClientHttpProxyError) else str(error)
+        what = f"the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) failed: {status}"
+        return TryAgainError(without_key(what, key), lost=True, reached=False)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         what = f"no connection within {limits.sock_connect:g} s (connect_timeout)"
         return TryAgainError(what, lost=True, reached=False)
@@ -55,7 +77,16 @@ def of_connection(error: Exception, limits: aiohttp.ClientTimeout, key: str | No
     return TryAgainError(what, lost=True, reached=not isinstance(error, (aiohttp.ClientConnectorError, StrangerError)))
 
 
-def of_status(where: str, status: int, said: str, wait: float | None, key: str | None) -> Exception:
+def of_status(
+    where: str,
+    status: int,
+    said: str,
+    wait: float | None,
+    key: Secrets,
+    *,
+    authorized: bool = False,
+    redirect: str = "Redirects and the like are not followed; set base_url to the final address.",
+) -> Exception:
     """The error behind an HTTP status other than 200.
 
     Args:
@@ -63,7 +94,9 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
         status: HTTP status.
         said: what the body says.
         wait: seconds that a Retry-After header asks for.
-        key: the key to keep out of the message.
+        key: what to keep out of the message.
+        authorized: whether the request bore a key.
+        redirect: what to do about a redirect.
     """
     said = without_key(said, key)
     if status in (408, 429) or (status >= 500 and status not in _NEVER):
@@ -77,14 +110,36 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
         advice = "Shorten the prompt, lower max_tokens, or serve the model with a longer --max-model-len."
         return ContextLengthError(f"{what} {advice}", status=status)
     if status in (401, 403):
-        advice = "Set api_key, or the environment variable VLLM_API_KEY, to the key the server was started with."
+        advice = key_advice(said, authorized=authorized)
     elif 200 <= status < 400:
-        advice = "Redirects and the like are not followed; set base_url to the final address."
+        advice = redirect
     elif status == 404:
         advice = ""  # the caller adds what the server does serve
+    elif _HEADER.search(said):
+        advice = HEADER_ADVICE
     else:
         advice = "The same request would fail again; change it."
     return ModelRequestError(f"{what} {advice}".rstrip(), status=status)
+
+
+def key_advice(said: str, *, authorized: bool) -> str:
+    """What to do about a request that is not authorized.
+
+    Args:
+        said: what the server says.
+        authorized: whether the request bore a key.
+    """
+    if authorized and _HEADER.search(said):
+        return f"A key was sent. {HEADER_ADVICE}"
+    if authorized:
+        return f"The key that was sent (api_key, or VLLM_API_KEY) is not enough or not the right one. {HEADER_ADVICE}"
+    advice = "Set api_key, or the environment variable VLLM_API_KEY, to the key the server was started with."
+    return f"{advice} {HEADER_ADVICE}" if _HEADER.search(said) else advice
+
+
+def said_in(body: bytes, message: str) -> str:
+    """What an error body says: of a web page that has a title that alone, else `message`."""
+    return told_page(body) if page_title(body) else message
 
 
 def cause(error: Exception) -> Exception | None:
@@ -92,9 +147,11 @@ def cause(error: Exception) -> Exception | None:
     return None if isinstance(error, aiohttp.ClientResponseError) else error
 
 
-def without_key(text: str, key: str | None) -> str:
-    """`text` with the key blotted out."""
-    return text.replace(key, "***") if key else text
+def without_key(text: str, key: Secrets) -> str:
+    """`text` with the key, or all of several secrets, blotted out."""
+    for secret in (key,) if isinstance(key, str) else key or ():
+        text = text.replace(secret, "***") if secret else text
+    return text
 
 
 def pause(state: RetryCallState) -> float:

@@ -8,7 +8,7 @@ bad request is sent once; whatever may heal (connection loss, time-out, garbage,
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
 import aiohttp
@@ -19,13 +19,25 @@ from tenacity import (
 )
 from yarl import URL
 
-from matrix_graph.errors import ConfigError, ModelError, ModelRequestError, ModelUnavailableError, ServerError
+from matrix_graph.errors import (
+    ConfigError,
+    ModelAddressError,
+    ModelError,
+    ModelRequestError,
+    ModelUnavailableError,
+    ServerError,
+)
 from matrix_graph.models.client import failures, key_files, own_servers
 from matrix_graph.models.client.failures import TryAgainError
+from matrix_graph.models.client.gateways import is_page, page_instead, redirected
+from matrix_graph.models.client.headers import request_headers, secrets_of
 from matrix_graph.models.client.pool import session
+from matrix_graph.models.client.proxies import proxy_for
 from matrix_graph.models.client.wire import JSON, decode, encode, lines, message_in, seconds
 
 T = TypeVar("T")
+
+_GLANCE_SECONDS = 5.0
 
 
 class Waitable(Protocol):
@@ -58,6 +70,7 @@ class HTTPClient:
         base_url: str,
         *,
         key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout: float = 300.0,
         connect_timeout: float = 10.0,
         give_up_after: float = 30.0,
@@ -69,6 +82,7 @@ class HTTPClient:
         Args:
             base_url: the API's root, usually ending in `/v1`.
             key: bearer token; None sends none.
+            headers: sent with every request besides; their values are kept out of messages as the key is.
             timeout: seconds for one try, from connecting to the last byte.
             connect_timeout: seconds to connect.
             give_up_after: seconds after a call's first failure in which further tries may start, waiting for `server`
@@ -77,7 +91,7 @@ class HTTPClient:
             server: awaited before the next try when the server itself may be gone.
 
         Raises:
-            ConfigError: `base_url` is no http(s) address.
+            ConfigError: `base_url` is no http(s) address, or no header can carry the key.
         """
         if not re.match(r"https?://[^/]", base_url):
             raise ConfigError(
@@ -85,15 +99,37 @@ class HTTPClient:
             )
         self._base = base_url.rstrip("/")
         self._key = key
-        self._headers = {"Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._extra = headers or {}
+        self._headers = request_headers(key, self._extra)
+        self._secrets = secrets_of(key, self._extra)
         self._timeout = timeout
         self._limits = aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout)
         self._give_up_after = give_up_after
         self._max_retries = max_retries
         self._server = server
         self._urls: dict[str, URL] = {}
+        self._proxy: tuple[str | None] | None = None
+
+    @property
+    def base_url(self) -> str:
+        """The API's root, as it was given."""
+        return self._base
+
+    @property
+    def shown_url(self) -> str:
+        """The API's root as messages show it, without a user's name and password."""
+        return str(URL(self._base).with_user(None))
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy that the environment names for this server; None: there is none to use.
+
+        Raises:
+            ConfigError: it names one of an unknown kind.
+        """
+        if self._proxy is None:
+            self._proxy = (proxy_for(self._base),)
+        return self._proxy[0]
 
     def url(self, path: str) -> URL:
         """The address of `path` under the API's root; with a leading slash, under the server's root (without `/v1`)."""
@@ -108,6 +144,14 @@ class HTTPClient:
         """GET `path` and read the JSON object it answers with; raises as `post` does."""
         return await self._retried(path, lambda: self._exchange("GET", path, None, read))
 
+    async def glance(self, path: str, read: Callable[[JSON], T]) -> T | None:
+        """GET `path` once and for a few seconds; None if that brings nothing, for whatever reason."""
+        try:
+            async with asyncio.timeout(_GLANCE_SECONDS):
+                return await self._exchange("GET", path, None, read)
+        except (ModelError, TryAgainError, TimeoutError):
+            return None
+
     async def post(self, path: str, payload: JSON, read: Callable[[JSON], T]) -> T:
         """POST `payload` and return `read` of the JSON object that comes back.
 
@@ -118,6 +162,7 @@ class HTTPClient:
 
         Raises:
             ModelRequestError: HTTP 3xx or 4xx (but for 408 and 429); ContextLengthError where the prompt is too long.
+            ModelAddressError: a web page, or a certificate that is not trusted.
             ModelUnavailableError: the failures did not heal in `give_up_after` seconds.
         """
         body = encode(payload)
@@ -155,13 +200,20 @@ class HTTPClient:
         http = await session()
         try:
             async with http.request(
-                method, self.url(path), data=body, headers=self._signed(), timeout=self._limits, allow_redirects=False
+                method,
+                self.url(path),
+                data=body,
+                headers=self._signed(),
+                timeout=self._limits,
+                allow_redirects=False,
+                proxy=self.proxy,
             ) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._broken(error) from failures.cause(error)
         if response.status != 200:
-            raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
+            raise self._refused(path, response.status, raw, response.headers)
+        self._check_page(path, raw)
         return _read(raw, read)
 
     async def _open(
@@ -173,11 +225,18 @@ class HTTPClient:
         opened = False
         try:
             response = await http.post(
-                self.url(path), data=body, headers=self._signed(), timeout=self._limits, allow_redirects=False
+                self.url(path),
+                data=body,
+                headers=self._signed(),
+                timeout=self._limits,
+                allow_redirects=False,
+                proxy=self.proxy,
             )
             if response.status != 200:
                 raw = await response.read()
-                raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
+                raise self._refused(path, response.status, raw, response.headers)
+            if response.content_type == "text/html":
+                self._check_page(path, await response.read())
             items = self._items(path, response, read)
             first = await anext(items, None)
             opened = True
@@ -222,7 +281,8 @@ class HTTPClient:
         if key is None or key == self._key:
             return False
         self._key = key
-        self._headers = {**self._headers, "Authorization": f"Bearer {key}"}
+        self._headers = request_headers(key, self._extra)
+        self._secrets = secrets_of(key, self._extra)
         return True
 
     # ---- failures -----------------------------------------------------------------------------------------------
@@ -309,11 +369,24 @@ class HTTPClient:
             raise ModelUnavailableError(f"{failure}, and the server did not come back: {error}") from error
         return False
 
-    def _broken(self, error: Exception) -> TryAgainError:
-        return failures.of_connection(error, self._limits, self._key)
+    def _broken(self, error: Exception) -> TryAgainError | ModelAddressError:
+        return failures.of_connection(error, self._limits, self._secrets, where=self.shown_url)
 
-    def _refused(self, path: str, status: int, body: bytes, retry_after: str | None = None) -> Exception:
-        return failures.of_status(self._shown(path), status, message_in(body), seconds(retry_after), self._key)
+    def _refused(self, path: str, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Exception:
+        told = headers or {}
+        return failures.of_status(
+            self._shown(path),
+            status,
+            failures.said_in(body, message_in(body)),
+            seconds(told.get("Retry-After")),
+            self._secrets,
+            authorized=any(name.casefold() == "authorization" for name in self._headers),
+            redirect=redirected(told.get("Location")),
+        )
+
+    def _check_page(self, path: str, body: bytes) -> None:
+        if is_page(body):
+            raise ModelAddressError(failures.without_key(page_instead(self._shown(path), 200, body), self._secrets))
 
     async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
         """The refusal; for an HTTP 404 with the names that the server does serve."""

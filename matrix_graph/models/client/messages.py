@@ -145,6 +145,21 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
     )
 
 
+def as_chunk(result: ChatResult) -> ChatGenerationChunk:
+    """A whole reply as the one chunk of a stream."""
+    message = result.generations[0].message
+    assert isinstance(message, AIMessage)  # as `decode_reply` has it
+    return ChatGenerationChunk(
+        message=AIMessageChunk(
+            content=message.content,
+            id=message.id,
+            response_metadata=message.response_metadata,
+            usage_metadata=message.usage_metadata,
+            chunk_position="last",
+        )
+    )
+
+
 def _metadata(body: JSON, choice: JSON) -> JSON:
     metadata = {
         "finish_reason": choice.get("finish_reason"),

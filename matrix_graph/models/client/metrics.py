@@ -90,13 +90,16 @@ def parse_cache_config(text: str) -> CacheConfig | None:
     )
 
 
-async def fetch_metrics(base_url: str, key: str | None, seconds: float) -> str | None:
+async def fetch_metrics(
+    base_url: str, key: str | None, seconds: float, headers: Mapping[str, str] | None = None
+) -> str | None:
     """The page of a running server.
 
     Args:
         base_url: the API's root, usually ending in `/v1`; the page lies beside that.
         key: bearer token; None sends none.
         seconds: at most so long.
+        headers: sent besides.
 
     Returns:
         The text; None if it cannot be had, for whatever reason: other servers than vLLM have none.
@@ -105,15 +108,20 @@ async def fetch_metrics(base_url: str, key: str | None, seconds: float) -> str |
     import aiohttp
 
     from matrix_graph.models.client import own_servers, pool
+    from matrix_graph.models.client.headers import request_headers
+    from matrix_graph.models.client.proxies import proxy_for
 
     key = own_servers.current_key(base_url, key)
     url = f"{base_url.rstrip('/').removesuffix('/v1')}/metrics"
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     http = await pool.session()
     page = bytearray()
     try:
         async with http.get(
-            url, headers=headers, timeout=aiohttp.ClientTimeout(total=seconds), allow_redirects=False
+            url,
+            headers=request_headers(key, headers or {}),
+            timeout=aiohttp.ClientTimeout(total=seconds),
+            allow_redirects=False,
+            proxy=proxy_for(url),
         ) as response:
             if response.status != 200:
                 return None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from matrix_graph.errors import ModelRequestError
+from matrix_graph.models.client.dialect import note_cards
 from matrix_graph.models.client.http import HTTPClient
 
 JSON = dict[str, Any]
@@ -63,6 +64,7 @@ class Served:
         cards = self._cards
         if cards is None:
             cards = await self.client.get("models", _cards_in)
+            note_cards(self.client.base_url, cards)
             self._cards = cards
         return cards
 

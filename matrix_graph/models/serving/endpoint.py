@@ -1,21 +1,29 @@
 """What is asked of a running vLLM server besides completions: health, models, adapters and counters.
 
 Why the standard library's client: these are a few small requests from the watching thread, which has no event loop.
-What always holds: each has a time-out, none goes through a proxy, the key is in no error, and a server of this program
-gets it only after it is certain who listens.
+What always holds: each has a time-out, none to this machine goes through a proxy, the key is in no error, and a server
+of this program gets it only after it is certain who listens.
 """
 
 import json
 import secrets
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.client import own_servers
+from matrix_graph.models.client.failures import key_advice, without_key
+from matrix_graph.models.client.gateways import is_page, page_instead, untrusted
+from matrix_graph.models.client.headers import request_headers, secrets_of
 from matrix_graph.models.client.metrics import parse_counters
+from matrix_graph.models.client.proxies import proxy_for
+from matrix_graph.models.client.wire import message_in
 
 _ADAPTER_SECONDS = 120.0
 _ALIVE_SECONDS = 10.0
@@ -36,9 +44,6 @@ class _KnownHandler(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
         """As urllib's, by the connection above."""
         return self.do_open(_KnownConnection, req)
-
-
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), _KnownHandler)
 
 
 def new_key() -> str:
@@ -74,12 +79,14 @@ class Endpoint:
         port: the TCP port.
         api_key: the key that it asks for.
         url: the server's address without a path, where host and port do not say it all; None: they do.
+        headers: sent with every request besides.
     """
 
     host: str
     port: int
     api_key: str = field(repr=False)
     url: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     def renewed(self) -> "Endpoint":
         """The same place with another key, for a server that is started again."""
@@ -127,11 +134,18 @@ class Endpoint:
         try:
             status, body = self._request("GET", "/v1/models", seconds=seconds)
         except (OSError, HTTPException) as error:
+            if (problem := untrusted(error)) is not None:
+                raise ServerError(f"{self.base_url} cannot be used: {problem}.") from error
             raise ServerError(
                 f"No model server answers at {self.base_url} ({error}). Start it, or correct its address."
             ) from error
         if status in (401, 403):
-            raise ServerError(f"The server at {self.base_url} refuses the key. Put the right one into VLLM_API_KEY.")
+            said = without_key(message_in(body), secrets_of(self.api_key, self.headers)).rstrip(".")
+            advice = key_advice(said, authorized=bool(self.api_key))
+            refusal = "refuses the key" if self.api_key else "asks for a key"
+            raise ServerError(f"The server at {self.base_url} {refusal} (HTTP {status}: {said}). {advice}")
+        if is_page(body):
+            raise ServerError(page_instead(self.base_url, status, body))
         try:
             cards = json.loads(body)["data"]
             return [ServedModel(str(card["id"]), card.get("parent"), card.get("root")) for card in cards]
@@ -198,17 +212,24 @@ class Endpoint:
             self.root_url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Authorization": f"Bearer {own_servers.current_key(self.root_url, self.api_key)}",
-                "Content-Type": "application/json",
-            },
+            headers=self._headers(),
         )
+        through = _opener(urlsplit(self.root_url).scheme, proxy_for(self.root_url))
         try:
-            with _direct.open(request, timeout=seconds) as response:
+            with through.open(request, timeout=seconds) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
+
+    def _headers(self) -> dict[str, str]:
+        return request_headers(own_servers.current_key(self.root_url, self.api_key), self.headers)
+
+
+@lru_cache(maxsize=8)
+def _opener(scheme: str, proxy: str | None) -> urllib.request.OpenerDirector:
+    """What opens addresses, directly or through a proxy; made once, since it reads the system's certificates."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({scheme: proxy} if proxy else {}), _KnownHandler)
 
 
 def _reason_given(answer: bytes) -> str | None:
