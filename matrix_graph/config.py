@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,7 +20,9 @@ from pydantic_settings import (
 )
 
 from matrix_graph.errors import ConfigError
+from matrix_graph.models.client.request import MAX_THINKING_TOKENS, check_request
 from matrix_graph.models.server import ServerConfig
+from matrix_graph.models.thoughts import Thinking, fixed_request
 
 ENV_PREFIX = "MATRIX_GRAPH_"
 
@@ -71,7 +73,9 @@ class SceneConfig(BaseModel):
         default=640, ge=32, description="The longest reflection and the longest summary of a dialogue, in tokens."
     )
     max_calls: int = Field(default=500, ge=6, description="The most model calls of one scene, repeats included.")
-    max_output_tokens: int = Field(default=100_000, ge=256, description="The most generated tokens of one scene.")
+    max_output_tokens: int = Field(
+        default=100_000, ge=256, description="The most generated tokens of one scene, thoughts left out."
+    )
     max_seconds: float = Field(default=3600.0, gt=0, description="The longest a scene may take, in seconds.")
     max_player_seconds: float = Field(
         default=120.0,
@@ -107,8 +111,38 @@ class Settings(BaseSettings):
         default=None, description="An OpenAI-compatible server that already runs; null starts vLLM on 127.0.0.1."
     )
     api_key: SecretStr | None = Field(default=None, description="Key of the server at `base_url`; environment only.")
+    thinking: Thinking = Field(
+        default="auto",
+        description="Whether the model thinks before it answers: on and off tell its chat template so "
+        "(enable_thinking); auto leaves it to the model, and finds out from its replies.",
+    )
+    max_thinking_tokens: int = Field(
+        default=MAX_THINKING_TOKENS,
+        ge=0,
+        description="Tokens by which every limit of a reply grows for a model that thinks; at most half its context.",
+    )
+    request: dict[str, Any] = Field(
+        default={},
+        description="More fields of every request to the model, such as chat_template_kwargs, top_p or top_k.",
+    )
     scene: SceneConfig = SceneConfig()
     server: ServerConfig = ServerConfig()
+
+    @field_validator("request")
+    @classmethod
+    def _check_request(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_request(value)
+
+    @property
+    def of_the_model(self) -> dict[str, Any]:
+        """The fields of `ChatVLLM` that say how it is asked, as far as they were set."""
+        names = ("thinking", "max_thinking_tokens", "request")
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
+
+    @property
+    def fixed_request(self) -> dict[str, Any]:
+        """As `ChatVLLM.fixed_request`."""
+        return fixed_request(self.thinking, self.request)
 
     @classmethod
     def settings_customise_sources(
@@ -166,6 +200,20 @@ def explain(error: ValidationError | SettingsError) -> str:
         name = ".".join(str(part) for part in item["loc"])
         hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name
         value = "" if hidden else f" (got {item['input']!r})"
-        message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        message = _unknown(item["loc"]) if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"  {name}: {message}{value}")
     return "\n".join(lines)
+
+
+_OF_A_REQUEST = frozenset(
+    ["chat_template_kwargs", "extra_body", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "reasoning_effort", "logit_bias"]
+)
+
+
+def _unknown(place: tuple[int | str, ...]) -> str:
+    name = str(place[-1]) if place else ""
+    if name in _OF_A_REQUEST:
+        return f"no such setting; fields of the request stand under `request`, as in request: {{{name}: ...}}"
+    if len(place) > 1 and name in ("thinking", "max_thinking_tokens", "request"):
+        return f"no such setting here; `{name}` stands beside `scene`, not in it"
+    return "no such setting"

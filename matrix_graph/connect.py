@@ -24,7 +24,9 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
     """The one chat model of a command: on the given server, or on one of our own that ends with the command."""
     if settings.base_url is not None:
         key = {"api_key": settings.api_key} if settings.api_key else {}
-        model = ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **key)
+        model = ChatVLLM(
+            model=name_on_server(settings.model), base_url=settings.base_url, **key, **settings.of_the_model
+        )
         await _reach(model, status)
         yield model
         return
@@ -32,7 +34,11 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
         settings.model, config=as_needed(settings.server), on_status=lambda line: status(f"vLLM: {line}")
     ) as server:
         yield ChatVLLM(
-            model=server.model_name, base_url=server.base_url, api_key=SecretStr(server.api_key), server=server
+            model=server.model_name,
+            base_url=server.base_url,
+            api_key=SecretStr(server.api_key),
+            server=server,
+            **settings.of_the_model,
         )
 
 

@@ -172,6 +172,12 @@ class OwnServerModel(ChatVLLM):
             await self._start()
         return await super()._payload(messages, stop, options)
 
+    async def acontext_length(self) -> int | None:
+        """As of any `ChatVLLM`; the server starts for it."""
+        if not self._started:
+            await self._start()
+        return await super().acontext_length()
+
     async def _start(self) -> None:
         # In a thread of its own, so that a run that is cancelled meanwhile takes no server away from the others.
         await asyncio.to_thread(self.server.start)
@@ -189,11 +195,13 @@ def studio_model(settings: Settings) -> ChatVLLM:
     """
     if settings.base_url is not None:
         key = {"api_key": settings.api_key} if settings.api_key else {}
-        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **key)
+        return ChatVLLM(
+            model=name_on_server(settings.model), base_url=settings.base_url, **key, **settings.of_the_model
+        )
     server = VLLMServer(
         settings.model, config=as_needed(settings.server), on_status=lambda line: _log.info("vLLM: %s", line)
     )
-    return OwnServerModel(server=server)
+    return OwnServerModel(server=server, **settings.of_the_model)
 
 
 # ---- the graphs -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import aiohttp
 from tenacity import RetryCallState
 
 from matrix_graph.errors import ContextLengthError, ModelRequestError
+from matrix_graph.models.system_role import says_refused
 
 _LONGEST_WAIT = 60.0
 """Cap on a server's Retry-After, in seconds."""
@@ -62,7 +63,8 @@ def of_status(where: str, status: int, said: str, wait: float | None, key: str |
         key: the key to keep out of the message.
     """
     said = without_key(said, key)
-    if status in (408, 429) or status >= 500:
+    # llama.cpp answers 500 where a chat template refuses a system message; that heals by folding it, not by waiting.
+    if status in (408, 429) or (status >= 500 and not says_refused(said)):
         # What a gateway or a crowded server answers, the engine never saw.
         reached = status not in (429, 502, 503, 504)
         return TryAgainError(
