@@ -206,14 +206,27 @@ def explain(error: ValidationError | SettingsError) -> str:
 
 
 _OF_A_REQUEST = frozenset(
-    ["chat_template_kwargs", "extra_body", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "reasoning_effort", "logit_bias"]
+    {
+        "chat_template_kwargs",
+        "extra_body",
+        "frequency_penalty",
+        "logit_bias",
+        "min_p",
+        "presence_penalty",
+        "reasoning_effort",
+        "repetition_penalty",
+        "seed",
+        "top_k",
+        "top_p",
+    }
 )
+"""Fields of the request that people look for among the settings."""
 
 
 def _unknown(place: tuple[int | str, ...]) -> str:
     name = str(place[-1]) if place else ""
     if name in _OF_A_REQUEST:
-        return f"no such setting; fields of the request stand under `request`, as in request: {{{name}: ...}}"
+        return f"no such setting; fields of the request stand under `request`, as request: {{{name}: ...}}"
     if len(place) > 1 and name in ("thinking", "max_thinking_tokens", "request"):
         return f"no such setting here; `{name}` stands beside `scene`, not in it"
     return "no such setting"

@@ -1,7 +1,8 @@
 """How a candidate asks its model: every call takes its turn in traffic, is recorded, and is asked once more if need be.
 
 What always holds: an answer's cost is the sum of its exchanges; what is recorded is exactly what was sent and received;
-no thought of a model is among it; exchanges stand in the order in which they began, whatever the order in which they end.
+no thought of a model is among it; exchanges stand in the order in which they began, whatever the order in which they
+end.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 What always holds: text passes to the letter in both directions, but for what the model thought before it, which stands
 apart (LangChain shows it as a reasoning block) and is never sent back; usage is reported exactly as the server counted
-it; a
-tool call whose arguments are no JSON becomes an invalid tool call, not an exception.
+it; a tool call whose arguments are no JSON becomes an invalid tool call, not an exception.
 """
 
 import json
