@@ -111,7 +111,7 @@ async def complete(
         room = await model.athinking_room()
         sent.sampling = {**sampling, "max_tokens": sampling["max_tokens"] + room}
         try:
-            options = {**sent.sampling, "max_thinking_tokens": 0}
+            options = {**sent.sampling, **({"max_thinking_tokens": 0} if room else {})}
             if _nobody_listens(model):
                 reply = await model.acomplete(messages, read_completion, options)
             else:
