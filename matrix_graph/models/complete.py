@@ -129,10 +129,15 @@ async def complete(
             sent.messages = folded(messages) if known.folds else messages
     # A schema holds the text itself: where it is enforced, nothing is thought before it.
     cut = reply.finish_reason == "length" and schema is None
-    parts = parted(reply.text, unopened=known.unopened and reply.reasoning is None, cut=cut)
+    unopened = known.unopened or (_must_think(model) and not known.thinks)
+    parts = parted(reply.text, unopened=unopened and reply.reasoning is None, cut=cut)
     thought = joined(reply.reasoning, parts.thought)
     known.met(thought, unopened=parts.unopened)
     return replace(reply, text=parts.text, reasoning=thought, unopened=parts.unopened)
+
+
+def _must_think(model: BaseChatModel) -> bool:
+    return isinstance(model, ChatVLLM) and switched(model.thinking, model.fixed_request) == "on"
 
 
 def require_answer(model: BaseChatModel, reply: Completion) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator
 
 from matrix_graph.errors import UnfinishedThoughtError
 
@@ -22,7 +24,13 @@ KWARGS = "chat_template_kwargs"
 ENABLE = "enable_thinking"
 """The chat template's switch, as Qwen3 and its kin name it."""
 
-Thinking = Literal["auto", "on", "off"]
+
+def _named(value: Any) -> Any:
+    # YAML reads `on` and `off` as true and false.
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Thinking = Annotated[Literal["auto", "on", "off"], BeforeValidator(_named)]
 
 _CLOSES = re.compile(r"(?<![`'\"])</think>")
 _PAIR = re.compile(r"^[ \t]*<think>(.*?)</think>[ \t]*\n?", re.DOTALL | re.MULTILINE)

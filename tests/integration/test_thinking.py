@@ -32,8 +32,9 @@ async def test_a_scene_of_a_model_that_thinks(kind: Kind) -> None:
         assert MARK not in trace.model_copy(update={"calls": bare}).to_json_line()
         assert MARK not in json.dumps(server.bodies)  # it was shown to nobody
         # The first reply shows that it thinks; from then on every limit grows, as the record says.
-        assert [call.sampling["max_tokens"] for call in trace.calls] == [body["max_tokens"] for body in server.bodies]
-        assert all(call.sampling["max_tokens"] > 4000 for call in trace.calls[2:])
+        recorded = [call.sampling["max_tokens"] for call in trace.calls]
+        assert sorted(recorded) == sorted(body["max_tokens"] for body in server.bodies)
+        assert recorded[0] == 1536 and min(recorded[1:]) > 4000
 
 
 @pytest.mark.parametrize(("thinking", "sent"), [("off", False), ("on", True)])
@@ -101,12 +102,12 @@ async def test_the_system_text_is_folded_where_it_is_refused(stream: bool) -> No
         trace: Trace = (await Rehearsal(model, config=SMALL).ainvoke("How?"))["trace"]
         assert trace.status == "finished", trace.error
         refused = [call for call in server.calls if call.status == 400]
-        assert len(refused) == 1
+        assert 1 <= len(refused) <= 2  # two calls are the first ones, side by side
         sent = [body["messages"] for call, body in zip(server.calls, server.bodies, strict=True) if call.status == 200]
         assert [[m.model_dump() for m in call.messages] for call in trace.calls] == sent
         again: Trace = (await Rehearsal(client(server), config=SMALL).ainvoke("How?"))["trace"]
         assert again.status == "finished"
-        assert len([call for call in server.calls if call.status == 400]) == 1  # found out once
+        assert [call for call in server.calls if call.status == 400] == refused  # found out once
         branch = await Rehearsal(client(server), config=SMALL).awhat_if(
             trace, round=1, verdict=(trace.events[0].role, False, "nobody is at home")
         )
