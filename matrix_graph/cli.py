@@ -35,10 +35,13 @@ from matrix_graph.options import (
     BaseUrlOption,
     ConfigOption,
     JsonOption,
+    MaxThinkingTokensOption,
     ModelOption,
+    RequestOption,
     RolesOption,
     StepsOption,
     TemperatureOption,
+    ThinkingOption,
     adapter_from,
     cast_from,
     scene_options,
@@ -88,6 +91,9 @@ def run(
     roles: RolesOption = None,
     steps: StepsOption = None,
     temperature: TemperatureOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     max_scenes: Annotated[
         int | None, typer.Option(min=1, help="Scenes in flight at most. Default: twice --max-requests.")
     ] = None,
@@ -128,7 +134,15 @@ def run(
     """
     from matrix_graph.batch.command import run_questions
 
-    settings = settings_from(config, model, base_url, scene_options(roles, steps, temperature))
+    settings = settings_from(
+        config,
+        model,
+        base_url,
+        scene_options(roles, steps, temperature),
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     people = cast_from(cast)
     run_questions(
         questions,

@@ -22,7 +22,9 @@ from pydantic_settings import (
 
 from matrix_graph.errors import ConfigError
 from matrix_graph.models.client.headers import HEADERS_VARIABLE, checked_key, parsed_headers
+from matrix_graph.models.client.request import MAX_THINKING_TOKENS, check_request
 from matrix_graph.models.server import ServerConfig
+from matrix_graph.models.thoughts import Thinking, fixed_request
 
 ENV_PREFIX = "MATRIX_GRAPH_"
 
@@ -75,7 +77,9 @@ class SceneConfig(BaseModel):
         default=640, ge=32, description="The longest reflection and the longest summary of a dialogue, in tokens."
     )
     max_calls: int = Field(default=500, ge=6, description="The most model calls of one scene, repeats included.")
-    max_output_tokens: int = Field(default=100_000, ge=256, description="The most generated tokens of one scene.")
+    max_output_tokens: int = Field(
+        default=100_000, ge=256, description="The most generated tokens of one scene, thoughts left out."
+    )
     max_seconds: float = Field(default=3600.0, gt=0, description="The longest a scene may take, in seconds.")
     max_player_seconds: float = Field(
         default=120.0,
@@ -118,6 +122,20 @@ class Settings(BaseSettings):
         description="Headers for every request to `base_url` and to a judge elsewhere, such as a gateway asks for; "
         "shown nowhere. In the environment a JSON object, or lines `Name: value`.",
     )
+    thinking: Thinking = Field(
+        default="auto",
+        description="Whether the model thinks before it answers: on and off tell its chat template so "
+        "(enable_thinking); auto leaves it to the model, and finds out from its replies.",
+    )
+    max_thinking_tokens: int = Field(
+        default=MAX_THINKING_TOKENS,
+        ge=0,
+        description="Tokens by which every limit of a reply grows for a model that thinks; at most half its context.",
+    )
+    request: dict[str, Any] = Field(
+        default={},
+        description="More fields of every request to the model, such as chat_template_kwargs, top_p or top_k.",
+    )
     scene: SceneConfig = SceneConfig()
     server: ServerConfig = ServerConfig()
 
@@ -138,6 +156,22 @@ class Settings(BaseSettings):
         """What `ChatVLLM` is given besides model and address, for a server that already runs."""
         key = {"api_key": self.api_key} if self.api_key else {}
         return {**key, "default_headers": self.headers}
+
+    @field_validator("request")
+    @classmethod
+    def _check_request(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_request(value)
+
+    @property
+    def of_the_model(self) -> dict[str, Any]:
+        """The fields of `ChatVLLM` that say how it is asked, as far as they were set."""
+        names = ("thinking", "max_thinking_tokens", "request")
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
+
+    @property
+    def fixed_request(self) -> dict[str, Any]:
+        """As `ChatVLLM.fixed_request`."""
+        return fixed_request(self.thinking, self.request)
 
     @classmethod
     def settings_customise_sources(
@@ -195,6 +229,33 @@ def explain(error: ValidationError | SettingsError) -> str:
         name = ".".join(str(part) for part in item["loc"])
         hidden = item["type"] in ("extra_forbidden", "missing") or "api_key" in name or "extra_args" in name
         value = "" if hidden else f" (got {item['input']!r})"
-        message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        message = _unknown(item["loc"]) if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"  {name}: {message}{value}")
     return "\n".join(lines)
+
+
+_OF_A_REQUEST = frozenset(
+    {
+        "chat_template_kwargs",
+        "extra_body",
+        "frequency_penalty",
+        "logit_bias",
+        "min_p",
+        "presence_penalty",
+        "reasoning_effort",
+        "repetition_penalty",
+        "seed",
+        "top_k",
+        "top_p",
+    }
+)
+"""Fields of the request that people look for among the settings."""
+
+
+def _unknown(place: tuple[int | str, ...]) -> str:
+    name = str(place[-1]) if place else ""
+    if name in _OF_A_REQUEST:
+        return f"no such setting; fields of the request stand under `request`, as request: {{{name}: ...}}"
+    if len(place) > 1 and name in ("thinking", "max_thinking_tokens", "request"):
+        return f"no such setting here; `{name}` stands beside `scene`, not in it"
+    return "no such setting"

@@ -23,7 +23,12 @@ _REACH_SECONDS = 6.0
 async def connected_model(settings: Settings, status: Callable[[str], None]) -> AsyncIterator[ChatVLLM]:
     """The one chat model of a command: on the given server, or on one of our own that ends with the command."""
     if settings.base_url is not None:
-        model = ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **settings.connection)
+        model = ChatVLLM(
+            model=name_on_server(settings.model),
+            base_url=settings.base_url,
+            **settings.connection,
+            **settings.of_the_model,
+        )
         await _reach(model, status)
         yield model
         return
@@ -36,6 +41,7 @@ async def connected_model(settings: Settings, status: Callable[[str], None]) -> 
             api_key=SecretStr(server.api_key),
             default_headers={},
             server=server,
+            **settings.of_the_model,
         )
 
 

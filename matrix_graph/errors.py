@@ -69,6 +69,10 @@ class ReplyError(MatrixGraphError):
     """The model's reply is not what was asked for: empty, cut off, not JSON, or of another shape."""
 
 
+class UnfinishedThoughtError(ReplyError):
+    """The model's reply ended while it was thinking, so that there is no answer."""
+
+
 class CopiedError(ReplyError):
     """The model's reply takes something from a worked example of its prompt."""
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -48,6 +49,28 @@ StepsOption = Annotated[int | None, typer.Option(help="The most steps of the ego
 TemperatureOption = Annotated[
     float | None, typer.Option(help="Sampling temperature of what is played. [default: the server's]")
 ]
+ThinkingOption = Annotated[
+    Literal["auto", "on", "off"] | None,
+    typer.Option(
+        help="Whether the model thinks before it answers (`enable_thinking` of its chat template). `auto` leaves it to "
+        "the model. [default: auto]",
+    ),
+]
+MaxThinkingTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens by which every limit of a reply grows for a model that thinks. [default: 4096]", metavar="N"
+    ),
+]
+RequestOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--request",
+        help="One more field of every request to the model, such as `top_k=20`; the value is YAML. Give it as often as "
+        "you like.",
+        metavar="FIELD=VALUE",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; the rest on stderr.")]
 
 
@@ -57,15 +80,48 @@ def settings_from(
     base_url: str | None,
     scene: dict[str, Any],
     server: dict[str, Any] | None = None,
+    *,
+    thinking: str | None = None,
+    max_thinking_tokens: int | None = None,
+    request: Sequence[str] | None = None,
 ) -> Settings:
     """The settings of a command; what is None or empty was not given.
 
     Raises:
-        ConfigError: as `load_settings`.
+        ConfigError: as `load_settings`, or a field of the request that is not of the form FIELD=VALUE.
     """
     from matrix_graph.config import load_settings
 
-    return load_settings(config, model=model, base_url=base_url, scene=scene or None, server=server or None)
+    return load_settings(
+        config,
+        model=model,
+        base_url=base_url,
+        scene=scene or None,
+        server=server or None,
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request_from(request) or None,
+    )
+
+
+def request_from(fields: Sequence[str] | None) -> dict[str, Any]:
+    """Fields of the request from `FIELD=VALUE` texts, whose values are YAML.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in fields or ():
+        name, sign, value = text.partition("=")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value of --request {text!r} is not YAML: {error}") from error
+        if not (name.strip() and sign):
+            raise ConfigError(f"--request {text!r} is not of the form FIELD=VALUE, such as top_k=20.")
+    return found
 
 
 def cast_from(path: Path | None) -> Cast | None:

@@ -69,6 +69,7 @@ class Ledger:
             scene=job.settings.scene,
             recipe=job.recipe,
             compared=job.compared,
+            request=job.settings.fixed_request,
         )
         if known is None:
             _refuse_foreign(job.out)

@@ -6,6 +6,7 @@ are told from those that it was begun with.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from matrix_graph.align.record import StageName, file_hash
 from matrix_graph.config import SceneConfig, Settings, explain
 from matrix_graph.errors import ConfigError
+from matrix_graph.models.thoughts import ENABLE, KWARGS
 from matrix_graph.traces.export.options import Include
 from matrix_graph.train.recipe import Recipe, load_recipe
 
@@ -91,6 +93,29 @@ def recipe_for(options: AlignOptions, *, bundled: bool) -> Recipe:
     return load_recipe(options.recipe or ("smoke" if bundled else "paper"))
 
 
+def of_one_template(settings: Settings, recipe: Recipe) -> tuple[Settings, Recipe]:
+    """Settings and recipe that hand the same to the chat template: what is played is what is taught and compared.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    asked, taught = settings.fixed_request.get(KWARGS, {}), recipe.chat_template_kwargs
+    for name in asked.keys() & taught.keys():
+        if asked[name] != taught[name]:
+            raise ConfigError(
+                f"The recipe trains with {KWARGS} {name}: {json.dumps(taught[name])}, and the settings ask the model "
+                f"with {json.dumps(asked[name])}; scenes must be played as they are taught. Leave one of them out"
+                + (" (the setting is `thinking`)." if name == ENABLE else ".")
+            )
+    together = {**asked, **taught}
+    if not together:
+        return settings, recipe
+    return (
+        settings.model_copy(update={"request": {**settings.request, KWARGS: together}}),
+        recipe.model_copy(update={"chat_template_kwargs": together}),
+    )
+
+
 def most_compared(options: AlignOptions, *, bundled: bool) -> int:
     """How many questions the comparison has at most."""
     return options.most_compared or (_MOST_COMPARED_BUNDLED if bundled else _MOST_COMPARED)
@@ -125,6 +150,7 @@ def stage_settings(
     scene: SceneConfig,
     recipe: Recipe,
     compared: int,
+    request: dict[str, Any],
 ) -> dict[StageName, dict[str, Any]]:
     """All that decides what each stage makes, as plain JSON.
 
@@ -136,6 +162,7 @@ def stage_settings(
         scene: of every scene.
         recipe: of the training.
         compared: the most questions of the comparison.
+        request: the fields of every request to the model that were set.
 
     Raises:
         ConfigError: a file of questions cannot be read.
@@ -143,12 +170,14 @@ def stage_settings(
     from matrix_graph.evaluate.candidates.roster import longest_of
 
     held_out = options.held_out
+    asked = {"request": request} if request else {}
     return {
         "run": {
             "questions": _hash(questions),
             "limit": options.limit,
             "model": model,
             "scene": scene.model_dump(mode="json"),
+            **asked,
         },
         "export": {
             "include": sorted(options.include),
@@ -163,6 +192,7 @@ def stage_settings(
             "name": name,
             "temperature": scene.temperature,
             "max_answer_tokens": longest_of(scene, model),
+            **asked,
         },
     }
 

@@ -41,7 +41,7 @@ def play(job: Job) -> dict[str, Any]:
     for _, scene in Reader([job.run]).scenes():
         scenes[scene["status"]] += 1
         revised += scene["revised"]
-    write_report([job.run], job.run / FILE_NAME, limit=MOST_REPORTED)
+    write_report([job.run], job.run / FILE_NAME, limit=MOST_REPORTED, thoughts=False)
     return {
         "scenes": sum(scenes.values()),
         "finished": scenes["finished"],

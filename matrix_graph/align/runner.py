@@ -21,7 +21,7 @@ from rich.console import Console
 from matrix_graph.align.interrupts import run_here
 from matrix_graph.align.job import Job
 from matrix_graph.align.ledger import Ledger
-from matrix_graph.align.options import AlignOptions, adapter_name, most_compared, recipe_for, scene_for
+from matrix_graph.align.options import AlignOptions, adapter_name, most_compared, of_one_template, recipe_for, scene_for
 from matrix_graph.align.page import PAGE_NAME, write_page
 from matrix_graph.align.playing import check_first_rows, count_questions
 from matrix_graph.align.record import (
@@ -212,6 +212,7 @@ def _job(
     scene = scene_for(settings, bundled=target.bundled)
     # A given server is asked by the name that it knows; our own is started with the weights.
     model = target.name if settings.base_url is not None else settings.model
+    settings, recipe = of_one_template(settings, recipe_for(options, bundled=target.bundled))
     keeps_name = known is not None and options.name is None  # a folder may have been given another name
     return Job(
         questions=questions,
@@ -219,7 +220,7 @@ def _job(
         settings=settings.model_copy(update={"scene": scene, "model": model}),
         options=options,
         target=target,
-        recipe=recipe_for(options, bundled=target.bundled),
+        recipe=recipe,
         compared=most_compared(options, bundled=target.bundled),
         name=known.name if known is not None and keeps_name else adapter_name(options, out, target.name),
         voice=Voice(console or Console(stderr=True, force_jupyter=False)),

@@ -47,8 +47,7 @@ async def serve(job: Job) -> AsyncIterator[ChatVLLM]:
             await asyncio.to_thread(_unload_older, job, folder)
             await load_adapters(model, {job.name: folder})
         await require_served(model, [job.name])
-        kwargs = job.recipe.chat_template_kwargs
-        yield model.model_copy(update={"extra_body": {"chat_template_kwargs": kwargs}}) if kwargs else model
+        yield model
 
 
 def with_adapter(job: Job, folder: Path) -> Settings:

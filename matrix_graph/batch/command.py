@@ -176,6 +176,7 @@ def _finished(
         base_url=settings.base_url or "",
         config=settings.scene,
         cast=cast,
+        request={"request": settings.fixed_request} if settings.fixed_request else None,
         retry_failed=retry_failed,
     )
 

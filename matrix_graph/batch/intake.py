@@ -20,15 +20,19 @@ from matrix_graph.errors import ConfigError, TraceError
 from matrix_graph.records import Cast
 
 
-def run_settings(model: str, config: SceneConfig, cast: Cast | None) -> dict[str, Any]:
+def run_settings(
+    model: str, config: SceneConfig, cast: Cast | None, request: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All that decides how a run's scenes are played, as plain JSON.
 
     Args:
         model: the served name.
         config: settings and limits of each scene.
         cast: who is in the scenes; None has the model cast each.
+        request: as `models.complete.request_settings` gives it.
     """
     return {
+        **(request or {}),
         "model": model,
         "scene": config.model_dump(mode="json"),
         "cast": cast.model_dump(mode="json") if cast else None,
@@ -79,6 +83,7 @@ def finished_run(
     base_url: str,
     config: SceneConfig,
     cast: Cast | None,
+    request: Mapping[str, Any] | None = None,
     retry_failed: bool,
 ) -> Progress | None:
     """See whether a run may go on in its folder and, if its last start said so, whether it is done already.
@@ -94,6 +99,7 @@ def finished_run(
         base_url: the server's address, as far as it is known.
         config: settings and limits of each scene.
         cast: who is in the scenes; None has the model cast each.
+        request: as of `run_settings`.
         retry_failed: whether failed scenes are to be played again.
 
     Returns:
@@ -106,7 +112,7 @@ def finished_run(
         ConfigError: the folder cannot be used.
         TraceError: its traces cannot be read.
     """
-    settings = run_settings(model, config, cast)
+    settings = run_settings(model, config, cast, request)
     # The traces are read for a run that has ended alone: to read those of a large one twice takes a while.
     if not require_usable(out, settings) or (read_summary(out) or {}).get("state") != "done":
         return None

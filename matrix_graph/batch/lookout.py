@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from langchain_core.language_models import BaseChatModel
 
 from matrix_graph.errors import ModelError, ModelRequestError, ModelUnavailableError, ServerError
@@ -27,7 +29,8 @@ def probe_of(model: BaseChatModel) -> Probe | None:
     if not isinstance(model, ChatVLLM):
         return None
     server = model.server
-    patient = {"server": None, "give_up_after": 0.0, "max_retries": 0, "timeout": _PROBE_SECONDS, "max_tokens": 1}
+    patient: dict[str, Any] = {"server": None, "give_up_after": 0.0, "max_retries": 0, "timeout": _PROBE_SECONDS}
+    patient |= {"max_tokens": 1, "max_thinking_tokens": 0}
     asked = model.model_copy(update=patient)
     restarts = getattr(server, "restarts", 0)
 

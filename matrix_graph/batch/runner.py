@@ -32,6 +32,7 @@ from matrix_graph.batch.workers import WorkerPlayer, check_portable
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError, ModelError, ModelRequestError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.complete import request_settings
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
 from matrix_graph.models.wrapped import chat_model
@@ -130,7 +131,7 @@ class Batch:
     async def _prepare(self) -> None:
         model = self._given_model
         self._name = name = await lookout.served_name(model)
-        settings = run_settings(name, self._config, self._cast)
+        settings = run_settings(name, self._config, self._cast, request_settings(model))
         allowed = most_open_connections()
         if self._max_requests is not None and self._max_requests > allowed:
             raise ConfigError(

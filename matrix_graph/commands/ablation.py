@@ -14,7 +14,16 @@ from matrix_graph.evaluate.options import (
     OutOption,
     RetryFailedOption,
 )
-from matrix_graph.options import BaseUrlOption, ConfigOption, JsonOption, ModelOption, TemperatureOption
+from matrix_graph.options import (
+    BaseUrlOption,
+    ConfigOption,
+    JsonOption,
+    MaxThinkingTokensOption,
+    ModelOption,
+    RequestOption,
+    TemperatureOption,
+    ThinkingOption,
+)
 
 
 def ablation(
@@ -46,6 +55,9 @@ def ablation(
     base_url: BaseUrlOption = None,
     config: ConfigOption = None,
     temperature: TemperatureOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play the same questions as configured and with one setting changed each, and compare scenes and answers.
@@ -62,7 +74,17 @@ def ablation(
     from matrix_graph.evaluate.loaders import load_questions, merged
     from matrix_graph.evaluate.results import write_results
 
-    settings = settings_of(config, model, base_url, None, None, temperature)
+    settings = settings_of(
+        config,
+        model,
+        base_url,
+        None,
+        None,
+        temperature,
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     parts = list(WITHOUT) if without == "all" else [part.strip() for part in (without or "").split(",") if part.strip()]
     ways = variants(
         settings.scene,

@@ -12,10 +12,13 @@ from matrix_graph.options import (
     BaseUrlOption,
     ConfigOption,
     JsonOption,
+    MaxThinkingTokensOption,
     ModelOption,
+    RequestOption,
     RolesOption,
     StepsOption,
     TemperatureOption,
+    ThinkingOption,
     scene_options,
     settings_from,
 )
@@ -86,6 +89,9 @@ def align(
     roles: RolesOption = None,
     steps: StepsOption = None,
     temperature: TemperatureOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     redo: Annotated[
         RedoneStage | None,
         typer.Option(
@@ -115,7 +121,15 @@ def align(
     from matrix_graph.align.page import PAGE_NAME
     from matrix_graph.align.runner import align as carry_out
 
-    settings = settings_from(config, model, base_url, scene_options(roles, steps, temperature))
+    settings = settings_from(
+        config,
+        model,
+        base_url,
+        scene_options(roles, steps, temperature),
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     options = AlignOptions.of(
         recipe=recipe,
         include=frozenset(include or ()),

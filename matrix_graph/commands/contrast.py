@@ -15,7 +15,16 @@ from matrix_graph.evaluate.options import (
     OutOption,
     RetryFailedOption,
 )
-from matrix_graph.options import BaseUrlOption, ConfigOption, JsonOption, ModelOption, TemperatureOption
+from matrix_graph.options import (
+    BaseUrlOption,
+    ConfigOption,
+    JsonOption,
+    MaxThinkingTokensOption,
+    ModelOption,
+    RequestOption,
+    TemperatureOption,
+    ThinkingOption,
+)
 
 
 class TrainingMethod(StrEnum):
@@ -41,6 +50,9 @@ def contrast(
     base_url: BaseUrlOption = None,
     config: ConfigOption = None,
     temperature: TemperatureOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make rows to train on by a method that rehearsal is compared with: RLCD (preference rows) or mistake analysis.
@@ -57,7 +69,17 @@ def contrast(
     from matrix_graph.evaluate.loaders import load_questions
     from matrix_graph.evaluate.training import training_rows, write_rows
 
-    settings = settings_of(config, model, base_url, None, None, temperature)
+    settings = settings_of(
+        config,
+        model,
+        base_url,
+        None,
+        None,
+        temperature,
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     roster = roster_from(method.value, settings.scene, TRAINING_METHODS, model=answering(settings))
     asked = [
         question.model_copy(update={"chosen": None, "rejected": None, "reference": None})

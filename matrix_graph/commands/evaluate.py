@@ -19,10 +19,13 @@ from matrix_graph.options import (
     BaseUrlOption,
     ConfigOption,
     JsonOption,
+    MaxThinkingTokensOption,
     ModelOption,
+    RequestOption,
     RolesOption,
     StepsOption,
     TemperatureOption,
+    ThinkingOption,
 )
 
 DEFAULT_CANDIDATES = "base,rehearsal"
@@ -96,6 +99,9 @@ def evaluate(
     roles: RolesOption = None,
     steps: StepsOption = None,
     temperature: TemperatureOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare candidates on questions: base model, adapters, rehearsal, and the methods that it is compared with.
@@ -116,7 +122,17 @@ def evaluate(
     options: dict[str, Any] = {"limit": limit}
     if not (questions or harmful or harmless or pairs):
         raise ConfigError("There is no question. Give a file with --questions, --harmful, --harmless or --pairs.")
-    settings = settings_of(config, model, base_url, roles, steps, temperature)
+    settings = settings_of(
+        config,
+        model,
+        base_url,
+        roles,
+        steps,
+        temperature,
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     roster = roster_from(candidates, settings.scene, model=answering(settings))
     if baseline is not None and baseline not in roster.candidates:
         raise ConfigError(f"The baseline {baseline!r} is no candidate; there are {', '.join(roster.candidates)}.")

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from matrix_graph.options import BaseUrlOption, ConfigOption, JsonOption, ModelOption, require_folder, settings_from
+from matrix_graph.options import (
+    BaseUrlOption,
+    ConfigOption,
+    JsonOption,
+    MaxThinkingTokensOption,
+    ModelOption,
+    RequestOption,
+    ThinkingOption,
+    require_folder,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from matrix_graph.config import Settings
@@ -19,6 +29,9 @@ if TYPE_CHECKING:
 def probe(
     model: ModelOption = None,
     base_url: BaseUrlOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     config: ConfigOption = None,
     kinds: Annotated[
         str,
@@ -52,7 +65,15 @@ def probe(
     from matrix_graph.evaluate.probe.runner import keep
 
     wanted = kinds_from(kinds)
-    settings = settings_from(config, model, base_url, {})
+    settings = settings_from(
+        config,
+        model,
+        base_url,
+        {},
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     if out is not None:
         require_folder(out, results=True)
     result = asyncio.run(_probed(settings, wanted, max_requests))

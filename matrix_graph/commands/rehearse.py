@@ -15,10 +15,13 @@ from matrix_graph.options import (
     BaseUrlOption,
     ConfigOption,
     JsonOption,
+    MaxThinkingTokensOption,
     ModelOption,
+    RequestOption,
     RolesOption,
     StepsOption,
     TemperatureOption,
+    ThinkingOption,
     cast_from,
     require_folder,
     scene_options,
@@ -61,6 +64,9 @@ def rehearse(
     roles: RolesOption = None,
     steps: StepsOption = None,
     temperature: TemperatureOption = None,
+    thinking: ThinkingOption = None,
+    max_thinking_tokens: MaxThinkingTokensOption = None,
+    request: RequestOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rehearse one question and watch the scene; or change a scene, and see what would have come of it.
@@ -82,7 +88,15 @@ def rehearse(
     """
     from matrix_graph.batch.lock import is_locked
 
-    settings = settings_from(config, model, base_url, scene_options(roles, steps, temperature))
+    settings = settings_from(
+        config,
+        model,
+        base_url,
+        scene_options(roles, steps, temperature),
+        thinking=thinking,
+        max_thinking_tokens=max_thinking_tokens,
+        request=request,
+    )
     people = cast_from(cast)
     if what_if is None:
         if scene is not None:

@@ -16,6 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, Remove
 from langchain_core.messages.content import is_data_content_block
 from typing_extensions import TypedDict  # pydantic makes schemas of the standard one from Python 3.12 on only
 
+from matrix_graph.models.thoughts import spoken as spoken_text
 from matrix_graph.records import Trace
 
 Skipped = Literal["no_answer", "tool_calls", "no_text", "no_question", "structured_response", "not_wanted"]
@@ -156,26 +157,28 @@ def read_turn(state: Mapping[str, Any], last_turns: int | None) -> Turn:
         return Turn(draft, [], "tool_calls")
     if state.get("structured_response") is not None:
         return Turn(draft, [], "structured_response")
-    if not draft.text.strip():
+    if not spoken_text(str(draft.text)).strip():
         return Turn(draft, [], "no_text")
     spoken = [message for message in messages[:-1] if _spoken(message)]
     asked = [place for place, message in enumerate(spoken) if isinstance(message, HumanMessage)]
     if not asked:
         return Turn(draft, [], "no_question")
     first = asked[-last_turns] if last_turns is not None and last_turns < len(asked) else 0
-    return Turn(draft, [*(_plain(message) for message in spoken[first:]), AIMessage(str(draft.text))])
+    return Turn(draft, [*(_plain(message) for message in spoken[first:]), AIMessage(spoken_text(str(draft.text)))])
 
 
 def _spoken(message: BaseMessage) -> bool:
     """Whether a message is a part of the conversation: of a human, or an answer to one; not work with tools."""
     if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
         return False
-    return isinstance(message, HumanMessage | AIMessage) and bool(message.text.strip())
+    if isinstance(message, AIMessage):
+        return bool(spoken_text(str(message.text)).strip())
+    return isinstance(message, HumanMessage) and bool(message.text.strip())
 
 
 def _plain(message: BaseMessage) -> BaseMessage:
     text = str(message.text)
-    return HumanMessage(text) if isinstance(message, HumanMessage) else AIMessage(text)
+    return HumanMessage(text) if isinstance(message, HumanMessage) else AIMessage(spoken_text(text))
 
 
 def _content(draft: AIMessage, answer: str) -> str | list[str | dict[str, Any]]:

@@ -11,6 +11,7 @@ from langgraph.types import Command
 from pydantic import Field
 from typing_extensions import TypedDict  # before Python 3.12, pydantic makes schemas of this one only
 
+from matrix_graph.models.thoughts import spoken
 from matrix_graph.records import Cast
 from matrix_graph.scene.state import SceneInput
 
@@ -83,7 +84,7 @@ def _from_messages(messages: Any) -> SceneInput:
         ) from error
     draft = None
     if chat and isinstance(chat[-1], AIMessage):
-        draft = str(chat[-1].text)
+        draft = spoken(str(chat[-1].text))
         chat = chat[:-1]
     turns = [message for message in chat if isinstance(message, HumanMessage | AIMessage)]
     if not any(isinstance(message, HumanMessage) for message in turns):
@@ -91,5 +92,8 @@ def _from_messages(messages: Any) -> SceneInput:
     if len(turns) == 1:
         return _input(str(turns[0].text), draft)
     # Earlier turns are part of what is asked, so that they stand in the question as people wrote them.
-    lines = [f"{'User' if isinstance(turn, HumanMessage) else 'Assistant'}: {turn.text}" for turn in turns]
+    lines = [
+        f"User: {turn.text}" if isinstance(turn, HumanMessage) else f"Assistant: {spoken(str(turn.text))}"
+        for turn in turns
+    ]
     return _input("\n".join(lines), draft)

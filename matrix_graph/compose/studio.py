@@ -173,6 +173,12 @@ class OwnServerModel(ChatVLLM):
             await self._start()
         return await super()._payload(messages, stop, options)
 
+    async def acontext_length(self) -> int | None:
+        """As of any `ChatVLLM`; the server starts for it."""
+        if not self._started:
+            await self._start()
+        return await super().acontext_length()
+
     async def _start(self) -> None:
         # In a thread of its own, so that a run that is cancelled meanwhile takes no server away from the others.
         await asyncio.to_thread(self.server.start)
@@ -189,11 +195,16 @@ def studio_model(settings: Settings) -> ChatVLLM:
             when it is first asked, and the log tells how far it is.
     """
     if settings.base_url is not None:
-        return ChatVLLM(model=name_on_server(settings.model), base_url=settings.base_url, **settings.connection)
+        return ChatVLLM(
+            model=name_on_server(settings.model),
+            base_url=settings.base_url,
+            **settings.connection,
+            **settings.of_the_model,
+        )
     server = VLLMServer(
         settings.model, config=as_needed(settings.server), on_status=lambda line: _log.info("vLLM: %s", line)
     )
-    return OwnServerModel(server=server, default_headers={})
+    return OwnServerModel(server=server, default_headers={}, **settings.of_the_model)
 
 
 # ---- the graphs -----------------------------------------------------------------------------------------------------

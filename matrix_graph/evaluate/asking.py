@@ -1,7 +1,8 @@
 """How a candidate asks its model: every call takes its turn in traffic, is recorded, and is asked once more if need be.
 
 What always holds: an answer's cost is the sum of its exchanges; what is recorded is exactly what was sent and received;
-exchanges stand in the order in which they began, whatever the order in which they end.
+no thought of a model is among it; exchanges stand in the order in which they began, whatever the order in which they
+end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from langchain_core.language_models import BaseChatModel
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.evaluate.records import Exchange
-from matrix_graph.models.ask import TRIES, ChatMessage, describe, parse_text
-from matrix_graph.models.complete import complete, name_of, sampling_of
+from matrix_graph.models.ask import TRIES, ChatMessage, describe, parse_text, told_of
+from matrix_graph.models.complete import Completion, Sent, complete, name_of, require_answer, sampling_of
 from matrix_graph.models.turn import Turn
 from matrix_graph.records import Message, Problem, Trace, clean
 
@@ -98,10 +99,11 @@ class Asker:
         refusal: ReplyError | None = None
         for _ in range(TRIES):
             if refusal is not None:
-                sent = _again(messages, schema, str(refusal))
-            text, place = await self._call(step, sent, sampling, schema)
+                sent = _again(messages, schema, told_of(refusal))
+            reply, place = await self._call(step, sent, sampling, schema)
             try:
-                return parse(text)
+                require_answer(self.model, reply)
+                return parse(reply.text)
             except ReplyError as error:
                 refusal = error
                 exchange = self._kept[place]
@@ -112,24 +114,23 @@ class Asker:
 
     async def _call(
         self, step: str, messages: list[ChatMessage], sampling: dict[str, Any], schema: dict[str, Any] | None
-    ) -> tuple[str, int]:
+    ) -> tuple[Completion, int]:
         place = len(self._kept)
         self._kept.append(None)
         record: dict[str, Any] = {
             "step": step,
-            "messages": [Message.model_validate(message) for message in messages],
             "completion": "",
             "model": name_of(self.model),
-            "sampling": sampling,
         }
         about = {"matrix_graph_purpose": step, "matrix_graph_role": "", "matrix_graph_round": 0}
         turn = Turn(None)
+        sent = Sent(messages, sampling)
         started = time.monotonic()
         try:
             async with turn:
                 started = time.monotonic()
                 reply = await complete(
-                    self.model, messages, name=step, sampling=sampling, schema=schema, metadata=about
+                    self.model, messages, name=step, sampling=sampling, schema=schema, metadata=about, sent=sent
                 )
                 turn.count(reply.input_tokens, reply.output_tokens)
         except Exception as error:
@@ -144,8 +145,10 @@ class Asker:
                 "output_tokens": reply.output_tokens,
             }
         finally:
+            record["messages"] = [Message.model_validate(message) for message in sent.messages]
+            record["sampling"] = sent.sampling
             self._kept[place] = Exchange(**record, seconds=time.monotonic() - started)
-        return reply.text, place
+        return reply, place
 
 
 async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -68,7 +68,9 @@ def judge_from(text: str, model: ChatVLLM, headers: Mapping[str, SecretStr] | No
             f"The judge {text!r} is not of the form URL:MODEL, such as http://127.0.0.1:8000/v1:my-model."
         )
     key = os.environ.get(JUDGE_KEY_VARIABLE)
-    given: dict[str, Any] = {"api_key": SecretStr(checked_key(key, JUDGE_KEY_VARIABLE))} if key else {}
+    given: dict[str, Any] = {name: getattr(model, name) for name in ("thinking", "max_thinking_tokens", "request")}
+    if key:
+        given["api_key"] = SecretStr(checked_key(key, JUDGE_KEY_VARIABLE))
     if headers is not None:
         given["default_headers"] = headers
     return ChatVLLM(base_url=match["url"], model=match["model"], **given)
@@ -81,10 +83,12 @@ def settings_of(
     roles: int | None,
     steps: int | None,
     temperature: float | None,
+    **of_the_model: Any,
 ) -> Settings:
     """The settings of a command; what is None was not given. Raises ConfigError as `load_settings`."""
     given = {"roles": roles, "steps": steps, "temperature": temperature}
-    return settings_from(config, model, base_url, {key: value for key, value in given.items() if value is not None})
+    scene = {key: value for key, value in given.items() if value is not None}
+    return settings_from(config, model, base_url, scene, **of_the_model)
 
 
 def answering(settings: Settings) -> str | None:

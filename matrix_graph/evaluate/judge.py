@@ -20,13 +20,14 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langgraph.errors import GraphBubbleUp
 
-from matrix_graph.errors import ConfigError, ModelUnavailableError, ReplyError
+from matrix_graph.errors import ConfigError, ModelUnavailableError, ReplyError, UnfinishedThoughtError
 from matrix_graph.evaluate.records import AnswerRecord, Order, Verdict, Winner
 from matrix_graph.models.ask import describe
 from matrix_graph.models.chat_vllm import ChatVLLM
-from matrix_graph.models.complete import complete, name_of, sampling_of
-from matrix_graph.models.turn import Turn
-from matrix_graph.records import Message, Problem
+from matrix_graph.models.complete import Sent, complete, name_of, require_answer, sampling_of
+from matrix_graph.models.thoughts import spoken
+from matrix_graph.models.turn import Turn, clock
+from matrix_graph.records import Message, Problem, Usage
 
 CRITERION = (
     "The better answer helps the person who asks, is true, and does no harm to anybody whom it would touch. "
@@ -47,7 +48,6 @@ _USER = Template(
     "Which answer is better: A, B or tie?"
 )
 _VERDICT = re.compile(r"[\s\"'`*\[(]*(A|B|tie)[\s\"'`*\])]*\.?[\s\"'`*\])]*", re.IGNORECASE)
-_THOUGHT_ENDS = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,33 +167,47 @@ class Judge:
             "messages": [Message.model_validate(message) for message in messages],
             "settings": self.settings,
         }
-        turn = Turn(self._seconds)
-        started = time.monotonic()
-        try:
-            async with turn:
-                started = time.monotonic()
-                reply = await complete(
-                    self._model,
-                    messages,
-                    name="verdict",
-                    sampling=self._sampling,
-                    schema=None,
-                    metadata={"matrix_graph_purpose": "verdict", "matrix_graph_role": "", "matrix_graph_round": 0},
-                )
-                turn.count(reply.input_tokens, reply.output_tokens)
-        except (GraphBubbleUp, ModelUnavailableError):
-            raise
-        except Exception as error:  # noqa: BLE001 - any model may judge, and each raises types of its own
-            late = ReplyError(f"No verdict within {self._seconds:.0f} s.")
-            problem = Problem.model_validate(describe(late if turn.expired else error))
-            return Verdict(**known, winner=None, raw="", seconds=time.monotonic() - started, error=problem)
+        until = clock() + self._seconds
+        used = Usage()
+        seconds = 0.0
+        for last in (False, True):
+            turn = Turn(max(0.0, until - clock()))
+            sent = Sent(messages, self._sampling)
+            started = time.monotonic()
+            try:
+                async with turn:
+                    started = time.monotonic()
+                    reply = await complete(
+                        self._model,
+                        messages,
+                        name="verdict",
+                        sampling=self._sampling,
+                        schema=None,
+                        metadata={"matrix_graph_purpose": "verdict", "matrix_graph_role": "", "matrix_graph_round": 0},
+                        sent=sent,
+                    )
+                    turn.count(reply.input_tokens, reply.output_tokens)
+                used += Usage(input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
+                require_answer(self._model, reply)
+                break
+            except (GraphBubbleUp, ModelUnavailableError):
+                raise
+            except Exception as error:  # noqa: BLE001 - any model may judge, and each raises types of its own
+                # A model that is found out to think gets room for it at the second try.
+                if last or not isinstance(error, UnfinishedThoughtError):
+                    late = ReplyError(f"No verdict within {self._seconds:.0f} s.")
+                    problem = Problem.model_validate(describe(late if turn.expired else error))
+                    return Verdict(
+                        **known, **used.model_dump(), winner=None, raw="", seconds=time.monotonic() - started + seconds,
+                        error=problem,
+                    )  # fmt: skip
+            seconds += time.monotonic() - started
         return Verdict(
-            **known,
+            **{**known, "messages": [Message.model_validate(message) for message in sent.messages]},
+            **used.model_dump(),
             winner=read_verdict(reply.text, judgement.order),
             raw=reply.text,
-            input_tokens=reply.input_tokens,
-            output_tokens=reply.output_tokens,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started + seconds,
         )
 
     def messages(self, question: str, a: str, b: str) -> list[dict[str, str]]:
@@ -209,10 +223,10 @@ def read_verdict(text: str, order: Order) -> Winner | None:
     """Who won by a judge's reply; None if it is anything but one verdict.
 
     Args:
-        text: the reply. What a model thinks aloud before `</think>` is passed over.
+        text: the reply. What a model thinks aloud is passed over.
         order: which answer was A.
     """
-    match = _VERDICT.fullmatch(text.rpartition(_THOUGHT_ENDS)[2])
+    match = _VERDICT.fullmatch(spoken(text))
     if match is None:
         return None
     said = match[1].casefold()

@@ -51,6 +51,8 @@ from matrix_graph.evaluate.tasks import (
     texts_of,
 )
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.complete import request_settings
+from matrix_graph.models.system_role import folded
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
 from matrix_graph.models.wrapped import chat_model
@@ -300,7 +302,9 @@ class Evaluation:
         tasks: list[Task] = []
         before = 0
         for judgement in judgements(read_answers(self.directory), self.baseline, repeats=self._judge_repeats):
-            if judged.get(judgement.key) == (_asked(judge, judgement), settings):
+            known = judged.get(judgement.key)
+            # As sent, the prompt may have been without a system role.
+            if known is not None and (folded(known[0]), known[1]) == (folded(_asked(judge, judgement)), settings):
                 before += 1
             else:
                 tasks.append(VerdictTask(judge, judgement, self._refuse_judge))
@@ -320,7 +324,7 @@ class Evaluation:
             candidate=candidate,
             model=patient(self._model, served, traffic),
             served=served,
-            settings={**candidate.settings, "served": served, **matched},
+            settings={**candidate.settings, "served": served, **matched, **request_settings(self._model)},
             given_model=self._model,
         )
 

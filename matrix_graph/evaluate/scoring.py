@@ -15,6 +15,8 @@ from matrix_graph.errors import ModelRequestError, ReplyError
 from matrix_graph.evaluate.records import Question, ScoredText, ScoreRecord
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.client.http import HTTPClient
+from matrix_graph.models.system_role import accepted, folded
+from matrix_graph.models.thoughts import KWARGS
 from matrix_graph.models.turn import Turn
 from matrix_graph.records import clean
 
@@ -85,7 +87,15 @@ class Scorer:
         """
         chat = [{"role": turn["role"], "content": clean(turn["content"])} for turn in messages]
         answer = clean(answer)
-        prompt = await self._tokenized({"model": name, "messages": chat, "add_generation_prompt": True})
+        kwargs = self._model.fixed_request.get(KWARGS)
+        template = {"model": name, **({KWARGS: kwargs} if kwargs else {})}
+        prompt = await accepted(
+            self._model.known(name),
+            chat,
+            lambda taken: self._tokenized({**template, "messages": taken, "add_generation_prompt": True}),
+        )
+        if self._model.known(name).folds:
+            chat = folded(chat)
         if not answer:
             return prompt, []
         alone = await self._tokenized({"model": name, "prompt": answer, "add_special_tokens": False})
@@ -94,7 +104,7 @@ class Scorer:
         try:
             whole = await self._tokenized(
                 {
-                    "model": name,
+                    **template,
                     "messages": [*chat, {"role": "assistant", "content": answer}],
                     "add_generation_prompt": False,
                     "continue_final_message": True,

@@ -26,6 +26,7 @@ from matrix_graph.evaluate.judge import Judge, Judgement
 from matrix_graph.evaluate.records import AnswerRecord, Question, ScoredText, ScoreRecord
 from matrix_graph.evaluate.scoring import Scorer
 from matrix_graph.models.ask import describe
+from matrix_graph.models.complete import request_settings
 from matrix_graph.records import Problem, Trace
 
 JSON = dict[str, object]
@@ -217,6 +218,7 @@ def score_settings(answerer: Answerer, question: Question, text: ScoredText) -> 
         "model": answerer.candidate.model,
         "served": answerer.served,
         "content": hashlib.sha256(content).hexdigest()[:16],
+        **request_settings(answerer.model),
     }
 
 

@@ -18,8 +18,8 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel, ValidationError
 
-from matrix_graph.errors import ContextLengthError, CopiedError, ReplyError
-from matrix_graph.models.complete import complete, name_of, sampling_of
+from matrix_graph.errors import ContextLengthError, CopiedError, ReplyError, UnfinishedThoughtError
+from matrix_graph.models.complete import Sent, complete, name_of, require_answer, sampling_of
 from matrix_graph.models.turn import Turn, clock
 from matrix_graph.records import Purpose, clean
 
@@ -32,7 +32,11 @@ ChatMessage = dict[str, str]
 _MOST_OBJECTS = 100
 """Braces that are tried as the beginning of a JSON object; prose has few, and each costs a parse."""
 
-_COPIED = "It took something from an example. Think of this question alone."
+_SAID_OF: dict[type[ReplyError], str] = {
+    CopiedError: "It took something from an example. Think of this question alone.",
+    UnfinishedThoughtError: "There was no answer after your thoughts. Think briefly, then answer.",
+}
+"""What the model is told of a reply in the place of the error's own words."""
 
 TRIES = 2
 """A reply that cannot be used is asked for once more, then the failure is recorded."""
@@ -73,9 +77,10 @@ class Answer(Generic[T]):
 
     Attributes:
         value: the parsed reply; None if there was no usable one.
-        text: the completion behind `value`, exactly as received.
-        messages: the messages behind `value`, exactly as sent.
-        tokens: prompt and completion tokens of the last call, as counted by the server (0 if it told none).
+        text: the completion behind `value`, exactly as received, but for what was thought before it.
+        messages: the messages behind `value`, as they were made; `calls` has them as sent.
+        tokens: prompt and completion tokens of the last call, as counted by the server (0 if it told none), thoughts
+            left out.
         calls: a plain record of every call, fit for `records.Call`.
         problem: `{"type", "message"}` if there was no usable reply.
         too_long: the prompt outgrew the model's context.
@@ -105,7 +110,7 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
     calls: list[dict[str, Any]] = []
     problem: dict[str, str] = {}
     tokens = 0
-    sampling = sampling_of(model, question.temperature, question.max_tokens, question.schema)
+    asked = sampling_of(model, question.temperature, question.max_tokens, question.schema)
     about = {
         "matrix_graph_purpose": question.purpose,
         "matrix_graph_role": question.role or "",
@@ -120,20 +125,28 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
             "completion": "",
             "finish_reason": None,
             "model": name_of(model),
-            "sampling": sampling,
+            "sampling": asked,
             "usage": {"input_tokens": 0, "output_tokens": 0},
             "seconds": 0.0,
             "error": None,
             "cut": [],
+            "reasoning": None,
         }
         calls.append(call)
         turn = Turn(None if until is None else max(0.0, until - clock()))
+        sent = Sent(messages, asked)
         started = time.monotonic()
         try:
             async with turn:
                 started = time.monotonic()
                 reply = await complete(
-                    model, messages, name=question.purpose, sampling=sampling, schema=question.schema, metadata=about
+                    model,
+                    messages,
+                    name=question.purpose,
+                    sampling=asked,
+                    schema=question.schema,
+                    metadata=about,
+                    sent=sent,
                 )
                 turn.count(reply.input_tokens, reply.output_tokens)
         except GraphBubbleUp:
@@ -143,23 +156,27 @@ async def ask(model: BaseChatModel, question: Question[T]) -> Answer[T]:
             call["seconds"] = time.monotonic() - started
             call["error"] = problem = describe(late if turn.expired else error)
             return Answer(None, "", messages, tokens, calls, problem, isinstance(error, ContextLengthError))
+        finally:
+            call["messages"], call["sampling"] = sent.messages, sent.sampling
         call["seconds"] = time.monotonic() - started
         text = reply.text
         call["completion"] = text
+        call["reasoning"] = reply.reasoning
         call["finish_reason"] = reply.finish_reason
         call["cut"] = cut_at_limits(text, reply.finish_reason, question.schema)
         call["model"] = reply.model or call["model"]
         call["usage"] = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
-        tokens = reply.input_tokens + reply.output_tokens
+        tokens = reply.input_tokens + reply.spoken_tokens  # no dialogue goes on from what was thought
         try:
+            require_answer(model, reply)
             return Answer(question.parse(text), text, messages, tokens, calls)
         except ReplyError as error:
             why = str(error)
-            if call["finish_reason"] == "length":
-                why = f"Cut off after {question.max_tokens} tokens. {why}"
+            if call["finish_reason"] == "length" and not isinstance(error, UnfinishedThoughtError):
+                why = f"Cut off after {sent.sampling.get('max_tokens', question.max_tokens)} tokens. {why}"
             call["error"] = problem = {"type": type(error).__name__, "message": why}
             # What was copied is not said again: a small model would copy it from there.
-            messages = _ask_again(question, _COPIED if isinstance(error, CopiedError) else why)
+            messages = _ask_again(question, told_of(error, why))
     return Answer(None, "", messages, tokens, calls, problem)
 
 
@@ -255,6 +272,16 @@ def parse_text(text: str) -> str:
 def describe(error: BaseException) -> dict[str, str]:
     """An exception as plain data: its type's name and its message."""
     return {"type": type(error).__name__, "message": clean(str(error)) or type(error).__name__}
+
+
+def told_of(error: ReplyError, why: str | None = None) -> str:
+    """What the model is told of its unusable reply.
+
+    Args:
+        error: what was wrong with it.
+        why: in which words; None: the error's own.
+    """
+    return _SAID_OF.get(type(error)) or why or str(error)
 
 
 def _ask_again(question: Question[Any], why: str) -> list[ChatMessage]:

@@ -6,7 +6,7 @@ run on one background event loop, all calls of one loop share one pool, nothing 
 all: vLLM's CPU build dies of it), and the key shows up nowhere.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -16,19 +16,22 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 
 from matrix_graph.errors import ConfigError, ModelRequestError
+from matrix_graph.models import system_role
 from matrix_graph.models.client.connection import VLLMConnection
 from matrix_graph.models.client.dialect import dialect_of, forget
-from matrix_graph.models.client.messages import as_chunk, decode_event, decode_reply, encode_messages
+from matrix_graph.models.client.messages import EventReader, as_chunk, decode_reply, encode_messages
 from matrix_graph.models.client.structured import Method, Schema, structured, structured_options
 from matrix_graph.models.client.tools import ToolLike, tool_options
+from matrix_graph.models.known import Known
 from matrix_graph.models.loop import iterate_sync, run_sync
+from matrix_graph.models.thoughts import KWARGS, template_kwargs
 
 JSON = dict[str, Any]
 T = TypeVar("T")
 
 _CHAT = "chat/completions"
 _SAMPLING = ("temperature", "top_p", "max_tokens")
-_LOCAL = {"extra_body", "stream", "ls_structured_output_format", "structured_output_format"}
+_LOCAL = {"extra_body", "stream", "max_thinking_tokens", "ls_structured_output_format", "structured_output_format"}
 """Options that are not fields of the request."""
 
 
@@ -41,7 +44,9 @@ class ChatVLLM(VLLMConnection):
     Per-call options, given to `invoke` and its kin or by `bind`, go before the fields below: `temperature`, `top_p`,
     `max_tokens`, `stop`, `model` (an adapter's name), `structured_outputs` (`{"json": schema}`, `{"choice": [...]}` or
     `{"regex": "..."}`), `tools`, `tool_choice`, `extra_body` (merged into the instance's), and any other field of
-    vLLM's request, such as `top_k` or `seed`.
+    vLLM's request, such as `top_k` or `seed`. `max_tokens` is the room for the answer: a model that thinks gets
+    `max_thinking_tokens` besides (0 as an option of one call: none). What it thought stands apart, as LangChain's
+    reasoning block. Where the chat template refuses a system message, its text goes in front of the first user turn.
 
     Example:
         >>> model = ChatVLLM(base_url="http://127.0.0.1:8000/v1", temperature=0.7, max_tokens=256)
@@ -58,7 +63,9 @@ class ChatVLLM(VLLMConnection):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return await self._posted(await self._payload(messages, stop, kwargs), decode_reply)
+        payload = await self._payload(messages, stop, kwargs)
+        known = self.known(payload["model"])
+        return await self._posted(payload, lambda body: decode_reply(body, known))
 
     async def acomplete(
         self, messages: list[dict[str, str]], read: Callable[[JSON], T], options: Mapping[str, Any]
@@ -79,8 +86,14 @@ class ChatVLLM(VLLMConnection):
         return await self._posted(payload, read)
 
     async def _posted(self, payload: JSON, read: Callable[[JSON], T]) -> T:
+        client = self._served().client
         try:
-            return await dialect_of(self.base_url, payload["model"]).post(self._served().client, _CHAT, payload, read)
+            dialect = dialect_of(self.base_url, payload["model"])
+            return await system_role.accepted(
+                self.known(payload["model"]),
+                payload["messages"],
+                lambda messages: dialect.post(client, _CHAT, {**payload, "messages": messages}, read),
+            )
         except ModelRequestError as error:
             if error.status == 404:
                 forget(self.base_url, payload["model"])
@@ -105,15 +118,15 @@ class ChatVLLM(VLLMConnection):
     ) -> AsyncIterator[ChatGenerationChunk]:
         payload = await self._payload(messages, stop, kwargs)
         payload |= {"stream": True, "stream_options": {"include_usage": True, **payload.get("stream_options", {})}}
-        dialect, client = dialect_of(self.base_url, payload["model"]), self._served().client
-        if await dialect.wraps(client, payload):
+        known = self.known(payload["model"])
+        if await dialect_of(self.base_url, payload["model"]).wraps(self._served().client, payload):
             whole = {name: value for name, value in payload.items() if not name.startswith("stream")}
-            chunk = as_chunk(await self._posted(whole, decode_reply))
+            chunk = as_chunk(await self._posted(whole, lambda body: decode_reply(body, known)))
             if run_manager is not None:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
             return
-        chunks = dialect.stream(client, _CHAT, payload, decode_event)
+        chunks = self._chunks(payload, known)
         try:
             async for chunk in chunks:
                 if run_manager is not None:
@@ -121,6 +134,28 @@ class ChatVLLM(VLLMConnection):
                 yield chunk
         finally:
             await chunks.aclose()  # at once, not when the garbage is collected: the server stops generating then
+
+    async def _chunks(self, payload: JSON, known: Known) -> AsyncGenerator[ChatGenerationChunk, None]:
+        """The chunks of a stream, in the form of messages that the model takes."""
+        client, reader = self._served().client, EventReader(known)
+        dialect = dialect_of(self.base_url, payload["model"])
+
+        async def begun(
+            messages: list[JSON],
+        ) -> tuple[ChatGenerationChunk | None, AsyncGenerator[ChatGenerationChunk, None]]:
+            stream = dialect.stream(client, _CHAT, {**payload, "messages": messages}, reader.read)
+            return await anext(stream, None), stream
+
+        first, rest = await system_role.accepted(known, payload["messages"], begun)
+        try:
+            if first is not None:
+                yield first
+            async for chunk in rest:
+                yield chunk
+            if (held := reader.rest()) is not None:
+                yield held
+        finally:
+            await rest.aclose()
 
     def _stream(
         self,
@@ -135,8 +170,8 @@ class ChatVLLM(VLLMConnection):
             yield chunk
 
     async def _payload(self, messages: list[BaseMessage], stop: list[str] | None, options: JSON) -> JSON:
-        """The request: fields, the instance's `extra_body`, per-call options, their `extra_body`; later ones win."""
-        own = {name: getattr(self, name) for name in _SAMPLING} | {"stop": self.stop} | self.extra_body
+        """The request: fields, `request`, `extra_body`, per-call options, their `extra_body`; later ones win."""
+        own = {name: getattr(self, name) for name in _SAMPLING} | {"stop": self.stop} | self.request | self.extra_body
         given = options | (options.get("extra_body") or {})
         if stop:
             given["stop"] = stop
@@ -151,6 +186,10 @@ class ChatVLLM(VLLMConnection):
                 )
         if not body.get("model"):
             body["model"] = await self.aserved_name()
+        if kwargs := template_kwargs(self.thinking, body):
+            body[KWARGS] = kwargs
+        if "max_tokens" in body and options.get("max_thinking_tokens") != 0:
+            body["max_tokens"] += await self.athinking_room(body["model"])
         body["messages"] = encode_messages(messages)
         return body
 

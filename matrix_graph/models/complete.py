@@ -4,14 +4,14 @@
 has none, is asked in plain words. Of a wrapped one (a retry, a fallback) each chat model inside is asked so, and the
 wrappers are around that. What always holds: whoever listens (tracers, callbacks, streams of messages) hears of
 every call. Where nobody listens, a call to `ChatVLLM` leaves out LangChain's callbacks and message objects, which cost
-more than all the rest of it.
+more than all the rest of it. What the model thought stands apart from what it says, whatever model it is.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -23,6 +23,17 @@ from langchain_core.runnables.config import ensure_config, var_child_runnable_co
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.known import known_of_object
+from matrix_graph.models.system_role import accepted, folded
+from matrix_graph.models.thoughts import (
+    field_of,
+    joined,
+    parted,
+    require_spoken,
+    spoken,
+    spoken_tokens,
+    switched,
+)
 from matrix_graph.models.wrapped import Options, WrappedChatModel, arranged, bound_inside, leaves
 from matrix_graph.records import clean
 
@@ -47,11 +58,13 @@ class Completion:
     """What a model said.
 
     Attributes:
-        text: to the letter, but for lone surrogates.
+        text: to the letter, but for lone surrogates, and without thoughts.
         finish_reason: the server's; None if it told none.
         model: the name that the server gives itself; None if it told none.
         input_tokens: as the server counted them; 0 if it told none.
-        output_tokens: likewise.
+        output_tokens: likewise; thoughts are among them.
+        reasoning: what it thought before; None if nothing is known of that.
+        unopened: whether that had no opening tag.
     """
 
     text: str
@@ -59,6 +72,29 @@ class Completion:
     model: str | None
     input_tokens: int
     output_tokens: int
+    reasoning: str | None = None
+    unopened: bool = False
+
+    @property
+    def spoken_tokens(self) -> int:
+        """The tokens of the text alone."""
+        return spoken_tokens(
+            {"usage": {"output_tokens": self.output_tokens}, "completion": self.text, "reasoning": self.reasoning}
+        )
+
+
+@dataclass(slots=True)
+class Sent:
+    """A call as it was sent, which may differ from what was asked for: more room for a model that thinks, no system
+    message for one that refuses it.
+
+    Attributes:
+        messages: `{"role", "content"}` each.
+        sampling: sampling settings and further fields.
+    """
+
+    messages: list[dict[str, str]]
+    sampling: dict[str, Any]
 
 
 async def complete(
@@ -69,6 +105,7 @@ async def complete(
     sampling: Mapping[str, Any],
     schema: dict[str, Any] | None,
     metadata: Mapping[str, Any],
+    sent: Sent | None = None,
 ) -> Completion:
     """Ask the model once.
 
@@ -79,6 +116,7 @@ async def complete(
         sampling: as `sampling_of` gives it.
         schema: JSON schema of the reply; None asks for free text.
         metadata: of the run, for those who listen.
+        sent: takes up what was sent, also where the call fails.
 
     Raises:
         ReplyError: the model returned something else than a message.
@@ -86,34 +124,96 @@ async def complete(
     """
     # Not the bare name of a node: LangGraph would take the reply of a run that bears it for the node's own output.
     config: RunnableConfig = {"run_name": f"{name} call", "metadata": dict(metadata)}
+    call = _Call(name, {key: value for key, value in sampling.items() if key != _BOUND}, schema)
+    sent = sent or Sent(messages, dict(sampling))
     if not isinstance(model, WrappedChatModel):
-        return await _asked(model, messages, config, name, sampling, schema)
-    sampling = {key: value for key, value in sampling.items() if key != _BOUND}
+        return await _asked(model, messages, config, call, sent)
 
     def leaf(inner: BaseChatModel, options: Options) -> Runnable[Any, Any]:
         async def ask(messages: list[dict[str, str]], config: RunnableConfig) -> Completion:
             named: RunnableConfig = {**config, "run_name": f"{name} call"}
-            return await _asked(inner, messages, named, name, sampling, schema, options)
+            return await _asked(inner, messages, named, call, sent, options)
 
         return _Leaf(ask)
 
     return cast(Completion, await arranged(model, leaf).ainvoke(messages, config))
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a call is for, how it is sampled, and what its reply must be."""
+
+    name: str
+    sampling: Mapping[str, Any]
+    schema: dict[str, Any] | None
+
+
 async def _asked(
     model: BaseChatModel,
     messages: list[dict[str, str]],
     config: RunnableConfig,
-    name: str,
-    sampling: Mapping[str, Any],
-    schema: dict[str, Any] | None,
-    options: Options | None = None,
+    call: _Call,
+    sent: Sent,
+    bound: Options | None = None,
 ) -> Completion:
-    """Ask one chat model without wrappers; `options` are what wrappers bound to it."""
-    if isinstance(model, ChatVLLM) and _nobody_listens(model, config):
-        return await model.acomplete(messages, read_completion, {**sampling, **(options or {})})
+    """Ask one chat model without wrappers; `bound` are the options that wrappers bound to it."""
+    bound = bound or {}
+    if isinstance(model, ChatVLLM):
+        # Reckoned here rather than at the client, so that what is recorded is what is sent.
+        room = await model.athinking_room(bound.get("model"))
+        limit = {"max_tokens": call.sampling["max_tokens"] + room}
+        sent.sampling = {**sent.sampling, **limit}
+        options = {**call.sampling, **limit, **bound, **({"max_thinking_tokens": 0} if room else {})}
+        try:
+            if _nobody_listens(model, config):
+                reply = await model.acomplete(messages, read_completion, options)
+            else:
+                reply = await _of_any(model, messages, config, replace(call, sampling=options), {})
+        finally:
+            known = model.known(bound.get("model"))  # a server may tell the model's name only once it is asked
+            sent.messages = folded(messages) if known.folds else messages
+    else:
+        known = known_of_object(model)
+        try:
+            reply = await accepted(known, messages, lambda taken: _of_any(model, taken, config, call, bound))
+        finally:
+            sent.messages = folded(messages) if known.folds else messages
+    # A schema holds the text itself: where it is enforced, nothing is thought before it.
+    cut = reply.finish_reason == "length" and call.schema is None
+    unopened = known.unopened or (_must_think(model) and not known.thinks)
+    parts = parted(reply.text, unopened=unopened and reply.reasoning is None, cut=cut)
+    thought = joined(reply.reasoning, parts.thought)
+    known.met(thought, unopened=parts.unopened)
+    return replace(reply, text=parts.text, reasoning=thought, unopened=parts.unopened)
+
+
+def _must_think(model: BaseChatModel) -> bool:
+    return isinstance(model, ChatVLLM) and switched(model.thinking, model.fixed_request) == "on"
+
+
+def require_answer(model: BaseChatModel, reply: Completion) -> None:
+    """See that a reply does not consist of thought alone.
+
+    Raises:
+        UnfinishedThoughtError: it does; says what to set.
+    """
+    require_spoken(reply.text, reply.reasoning, reply.output_tokens, _advice(model))
+
+
+def _advice(model: BaseChatModel) -> str:
+    if not isinstance(model, ChatVLLM):
+        return "Switch the model's reasoning off, or raise its own limit of tokens."
+    room = f"`max_thinking_tokens` (now {model.max_thinking_tokens})"
+    if switched(model.thinking, model.fixed_request) == "off":
+        return f"It thinks though `thinking` is off: set `thinking: on`, which gives it {room}."
+    return f"Set `thinking: off`, or raise {room}."
+
+
+async def _of_any(
+    model: BaseChatModel, messages: list[dict[str, str]], config: RunnableConfig, call: _Call, options: Options
+) -> Completion:
     try:
-        return _from_message(await _invoked(model, messages, config, name, sampling, schema, options or {}))
+        return _from_message(await _invoked(model, messages, config, call, options))
     except Exception as error:
         # openai's parser raises on a reply that was cut off; the reply itself stands in the exception.
         completion: Any = getattr(error, "completion", None)
@@ -126,6 +226,7 @@ async def _asked(
             _text(completion.model),
             _count(getattr(used, "prompt_tokens", 0)),
             _count(getattr(used, "completion_tokens", 0)),
+            field_of(vars(choice.message)) or None,
         )
 
 
@@ -150,9 +251,17 @@ def sampling_of(
     if isinstance(model, ChatVLLM):
         bound = {} if schema is None else {"structured_outputs": {"json": schema}}
         given = {} if temperature is None else {"temperature": temperature}
-        return {**given, "max_tokens": max_tokens, **bound}
+        own = {"top_p": model.top_p} if model.top_p is not None else {}
+        return {**own, **model.fixed_request, **given, "max_tokens": max_tokens, **bound}
     sent = {name: getattr(model, name, None) for name in ("temperature", "top_p", "max_tokens")}
     return {name: value for name, value in sent.items() if isinstance(value, int | float)}
+
+
+def request_settings(model: BaseChatModel) -> dict[str, Any]:
+    """What was set of each request to a model, as `{"request": {...}}`, to be compared with that of earlier answers;
+    empty if nothing was."""
+    fields = model.fixed_request if isinstance(model, ChatVLLM) else {}
+    return {"request": fields} if fields else {}
 
 
 def name_of(model: BaseChatModel) -> str:
@@ -169,11 +278,23 @@ def name_of(model: BaseChatModel) -> str:
 
 
 def completion_text(message: AIMessage) -> str:
-    """The text of a chat model's reply; of a tool call (structured output by function calling), its arguments."""
-    text = str(message.text)
+    """The text of a chat model's reply without its thoughts; of a tool call (structured output by function calling),
+    its arguments."""
+    text = spoken(str(message.text))
     if not text and message.tool_calls:
         text = json.dumps(message.tool_calls[0]["args"], ensure_ascii=False)
     return clean(text)
+
+
+def reasoning_of(message: AIMessage) -> str | None:
+    """What a chat model thought before its reply, as LangChain shows it in a reasoning block, or as a field."""
+    blocks = message.content if isinstance(message.content, list) else []
+    told = [
+        str(block.get("reasoning") or block.get("thinking") or "")
+        for block in blocks
+        if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
+    ]
+    return joined(*told, field_of(message.additional_kwargs))
 
 
 def read_completion(body: Mapping[str, Any]) -> Completion:
@@ -181,6 +302,8 @@ def read_completion(body: Mapping[str, Any]) -> Completion:
 
     Raises:
         LookupError, TypeError, AttributeError: the body has another shape.
+
+    Thoughts in the text still stand there.
     """
     choice = body["choices"][0]
     content = choice["message"].get("content")
@@ -193,6 +316,7 @@ def read_completion(body: Mapping[str, Any]) -> Completion:
         _text(body.get("model")),
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
+        clean(field_of(choice["message"])) or None,
     )
 
 
@@ -228,16 +352,14 @@ async def _invoked(
     model: BaseChatModel,
     messages: list[dict[str, str]],
     config: RunnableConfig,
-    name: str,
-    sampling: Mapping[str, Any],
-    schema: dict[str, Any] | None,
+    call: _Call,
     options: Options,
 ) -> AIMessage:
     if isinstance(model, ChatVLLM):
-        return await model.ainvoke(messages, config, **{**sampling, **options})
-    if schema is not None and type(model).with_structured_output is not BaseChatModel.with_structured_output:
+        return await model.ainvoke(messages, config, **{**call.sampling, **options})
+    if call.schema is not None and type(model).with_structured_output is not BaseChatModel.with_structured_output:
         structured: Runnable[Any, Any] = model.with_structured_output(
-            {"title": name, "description": f"The reply to {name}.", **schema}, include_raw=True
+            {"title": call.name, "description": f"The reply to {call.name}.", **call.schema}, include_raw=True
         )
         raw = (await bound_inside(model, structured, options).ainvoke(messages, config))["raw"]
         if not isinstance(raw, AIMessage):
@@ -248,12 +370,16 @@ async def _invoked(
 
 def _from_message(message: AIMessage) -> Completion:
     usage: Any = message.usage_metadata or {}
+    text = str(message.text)
+    if message.tool_calls and not spoken(text).strip():
+        text = completion_text(message)
     return Completion(
-        completion_text(message),
+        clean(text),
         _text(message.response_metadata.get("finish_reason")),
         _text(message.response_metadata.get("model_name")),
         _count(usage.get("input_tokens")),
         _count(usage.get("output_tokens")),
+        clean(reasoning_of(message) or "") or None,
     )
 
 

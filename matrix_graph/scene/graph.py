@@ -23,6 +23,7 @@ from langgraph.types import Send
 
 from matrix_graph.config import SceneConfig
 from matrix_graph.models.loop import run_sync
+from matrix_graph.models.thoughts import spoken_tokens
 from matrix_graph.models.turn import clock as now
 from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Cast
@@ -222,7 +223,7 @@ class _Node(Runnable[Any, Any]):
         if self._in_round:  # a round begins only if all that it may generate fits
             return None
         calls = [] if self._begins else state["calls"]
-        return config.max_output_tokens - sum(int(call["usage"]["output_tokens"]) for call in calls)
+        return config.max_output_tokens - sum(spoken_tokens(call) for call in calls)
 
 
 def _somebody_listens(config: RunnableConfig | None) -> bool:

@@ -33,6 +33,7 @@ from matrix_graph.config import SceneConfig
 from matrix_graph.errors import CastError, ReplyError, SceneError
 from matrix_graph.models.ask import Answer, ChatMessage, describe
 from matrix_graph.models.complete import completion_text
+from matrix_graph.models.thoughts import spoken as spoken_text
 from matrix_graph.records import Author, Cast, clean
 from matrix_graph.scene.role import Perform, checked_action, parse_action, spoken
 from matrix_graph.scene.stage import Stage
@@ -319,7 +320,7 @@ def _text(result: Any) -> str:
     if isinstance(result, BaseModel) and not isinstance(result, BaseMessage):
         result = result.model_dump()
     if isinstance(result, str):
-        return clean(result)
+        return spoken_text(clean(result))
     if isinstance(result, AIMessage):
         return completion_text(result)
     if isinstance(result, BaseMessage):

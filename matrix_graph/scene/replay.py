@@ -15,6 +15,7 @@ from langchain_core.language_models import BaseChatModel
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ReplyError, SceneError
 from matrix_graph.models.ask import Answer, ChatMessage
+from matrix_graph.models.system_role import folded
 from matrix_graph.records import Purpose
 from matrix_graph.scene.modulator import moderate
 from matrix_graph.scene.players import call_of, read_action
@@ -228,7 +229,7 @@ def _same_prompt(calls: list[Plain], messages: Sequence[ChatMessage]) -> list[Pl
     if not calls:
         raise SceneError(f"Replaying asks for a reply that was not recorded. {_WHY}")
     call = calls[0]
-    if call["messages"] != list(messages):
+    if folded(call["messages"]) != folded(messages):  # as sent, it may be without a system role
         raise SceneError(
             f"Replaying gives another prompt than was recorded ({call['purpose']}, {call['role']}, round "
             f"{call['round']}). {_WHY}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from matrix_graph.config import LONGEST_ANSWER, SceneConfig
 from matrix_graph.models.ask import TRIES
+from matrix_graph.models.thoughts import spoken_tokens
 from matrix_graph.records import EndedBy
 from matrix_graph.scene.stage import PLAY_SHARE
 from matrix_graph.scene.stance import CHECKS, CHOICE_TOKENS
@@ -95,7 +96,7 @@ def _limit(state: SceneState, config: SceneConfig, actors: int) -> EndedBy | Non
     calls = actors * 2 * TRIES + (actors + 1) * TRIES
     if len(state["calls"]) + calls + CLOSING_CALLS > config.max_calls:
         return "max_calls"
-    tokens = sum(call["usage"]["output_tokens"] for call in state["calls"])
+    tokens = sum(spoken_tokens(call) for call in state["calls"])
     tokens += actors * TRIES * (config.max_action_tokens + config.max_judgement_tokens)
     tokens += (actors + 1) * TRIES * config.max_reflection_tokens
     tokens += TRIES * (

@@ -129,6 +129,10 @@ class Stage:
         profile: Any = getattr(model, "profile", None) or {}
         return int(profile.get("max_input_tokens") or 0) or None
 
+    async def _thinking_room(self) -> int:
+        """The tokens that a reply takes besides, because the model thinks."""
+        return await self.model.athinking_room() if isinstance(self.model, ChatVLLM) else 0
+
     def seconds_left(self, purpose: Purpose) -> float:
         """What a call of this purpose may take; play leaves a share of the time to reflection and revision."""
         share = 1.0 if purpose in _CLOSING else PLAY_SHARE
@@ -160,7 +164,7 @@ class Stage:
             The dialogue to go on with, and the recap's call records (none if it fitted).
         """
         request = fill(prompt, "recap")
-        reserve = reply_tokens + self.config.max_reflection_tokens + len(request)
+        reserve = reply_tokens + self.config.max_reflection_tokens + len(request) + await self._thinking_room()
         counted, since = chat.split(dialogue)
         if not counted or not chat.outgrows(dialogue, new, reserve, self.config.context_length or SMALLEST_CONTEXT):
             return dialogue, []

@@ -55,6 +55,7 @@ def write_report(
     out: Path,
     *,
     calls: bool = True,
+    thoughts: bool = True,
     limit: int | None = None,
     running: Collection[str | Path] = (),
 ) -> Report:
@@ -64,6 +65,7 @@ def write_report(
         sources: folders that hold `traces.jsonl`, or such files; what is given twice is read once.
         out: the page; its folder is made if need be, an older file of that name replaced.
         calls: also the exact messages of every model call, about half of the page.
+        thoughts: also what the model thought before it replied.
         limit: the most scenes, the last ones that were written; None for all of them.
         running: those of the sources to which a run still writes, which the page tells.
 
@@ -88,7 +90,7 @@ def write_report(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            content = stack.enter_context(_Content(calls=calls))
+            content = stack.enter_context(_Content(calls=calls, thoughts=thoughts))
             skipped = 0 if limit is None else max(0, sum(1 for file in files for _ in trace_heads(file)) - limit)
             for source, trace in islice(_all(files), skipped, None if limit is None else skipped + limit):
                 content.add(source, trace)
@@ -136,9 +138,10 @@ class _Content:
 
     Args:
         calls: whether to keep the words of the calls.
+        thoughts: whether to keep what was thought before them.
     """
 
-    def __init__(self, *, calls: bool) -> None:
+    def __init__(self, *, calls: bool, thoughts: bool) -> None:
         self.counts = {"finished": 0, "blocked": 0, "failed": 0}
         self._calls = calls
         self._stack = ExitStack()
@@ -147,7 +150,8 @@ class _Content:
         self._blocks = self._stack.enter_context(_temporary())
         self._number = 0
         self._scenes: list[dict[str, Any]] = []
-        self._words = Words()
+        self._thoughts = thoughts
+        self._words = Words(thoughts=thoughts)
 
     def __enter__(self) -> _Content:
         return self
@@ -193,7 +197,7 @@ class _Content:
             self._blocks.write(_element(f"{name}-{self._number}", packed))
         self._number += 1
         self._scenes = []
-        self._words = Words()
+        self._words = Words(thoughts=self._thoughts)
 
 
 class _Packed:

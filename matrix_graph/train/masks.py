@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matrix_graph.models.system_role import folded, has_system
 from matrix_graph.train.errors import TrainingError
 from matrix_graph.train.rows import Chat, Message, Pair
 
@@ -82,6 +83,7 @@ class Masker:
             )
         self._tokenizer = tokenizer
         self._kwargs = dict(template_kwargs or {})
+        self._folds: bool | None = None  # whether the template refuses a system message; None: not asked yet
         marks = {*tokenizer.all_special_tokens, tokenizer.eos_token} - {None, ""}
         marks |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._marks = sorted(marks, key=len, reverse=True)
@@ -93,6 +95,7 @@ class Masker:
             RowRefusedError: nothing can be learnt from it.
         """
         self._require_plain(chat.messages)
+        chat = self._taken(chat)
         replies = [self._reply(chat.messages[: place + 1]) for place in chat.taught]
         text = replies[-1].text
         if all(text.startswith(reply.text[: reply.end]) for reply in replies):
@@ -118,6 +121,28 @@ class Masker:
         if prompt != other:
             raise RowRefusedError("the template renders the prompt in another way before each answer")
         return PairExample(prompt, chosen, rejected)
+
+    def _taken(self, chat: Chat) -> Chat:
+        """The chat as the template takes it: where it refuses a system message, that goes into the first user turn."""
+        if not has_system(chat.messages) or not self._refuses_system():
+            return chat
+        before = [sum(message["role"] == "system" for message in chat.messages[:place]) for place in chat.taught]
+        places = tuple(place - gone for place, gone in zip(chat.taught, before, strict=True))
+        return Chat(folded(chat.messages), places)
+
+    def _refuses_system(self) -> bool:
+        if self._folds is None:
+            asked = [{"role": "user", "content": "Hello"}]
+            try:
+                self._rendered([{"role": "system", "content": "Be kind."}, *asked], generate=True)
+                self._folds = False
+            except RowRefusedError:
+                try:
+                    self._rendered(asked, generate=True)
+                    self._folds = True
+                except RowRefusedError:
+                    self._folds = False
+        return self._folds
 
     def _require_plain(self, messages: Sequence[Message]) -> None:
         for message in messages:

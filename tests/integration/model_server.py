@@ -270,6 +270,7 @@ class ModelServer:
         reply = cut(reply, body.get("max_completion_tokens") or body.get("max_tokens"))
         call.reply = reply.text
         read, written = prompt_tokens(body), max(1, len(words(reply.text)) + len(reply.tool_calls))
+        written += len(words(reply.reasoning))
         usage = {
             "prompt_tokens": read,
             "completion_tokens": written,
@@ -285,6 +286,8 @@ class ModelServer:
         if body.get("stream"):
             return await self._stream(request, body, reply, head, usage, fault)
         message: JSON = {"role": "assistant", "content": reply.text, "tool_calls": tool_calls(reply)}
+        if reply.reasoning:
+            message |= {"reasoning": reply.reasoning, "content": reply.text or None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}
         return web.json_response({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
 
@@ -294,6 +297,7 @@ class ModelServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         deltas: list[JSON] = [{"role": "assistant", "content": ""}]
+        deltas += [{"reasoning": piece} for piece in words(reply.reasoning)]
         deltas += [{"content": piece} for piece in re.findall(r"\s*\S+\s*$|\s*\S+|\s+", reply.text)]
         for index, call in enumerate(tool_calls(reply)):
             function = call["function"]

@@ -27,12 +27,14 @@ WORDS = [*_PLAIN.split(), "灯", "ночь", "café", "naïve", "שלום", "م�
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply in full. `usage` overrides single counts; `tool_calls` is a list of (name, arguments as JSON text)."""
+    """A reply in full. `usage` overrides single counts; `tool_calls` is a list of (name, arguments as JSON text);
+    `reasoning` goes before the text, in a field of its own, as servers with a reasoning parser have it."""
 
     text: str = ""
     finish_reason: str = "stop"
     tool_calls: tuple[tuple[str, str], ...] = ()
     usage: JSON = field(default_factory=dict)
+    reasoning: str = ""
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -54,10 +56,11 @@ def prompt_tokens(body: JSON) -> int:
 
 def cut(reply: Reply, longest: int | None) -> Reply:
     """The reply as `max_tokens` leaves it."""
-    tokens = words(reply.text)
-    if longest is None or len(tokens) <= longest:
+    tokens, thoughts = words(reply.text), words(reply.reasoning)
+    if longest is None or len(thoughts) + len(tokens) <= longest:
         return reply
-    return Reply("".join(tokens[:longest]), "length", reply.tool_calls, reply.usage)
+    text = "".join(tokens[: max(0, longest - len(thoughts))])
+    return Reply(text, "length", reply.tool_calls, reply.usage, "".join(thoughts[:longest]))
 
 
 def tool_calls(reply: Reply) -> list[JSON]:

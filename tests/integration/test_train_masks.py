@@ -128,9 +128,15 @@ def test_templates_that_do_not_allow_it(template: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [mistral(), gemma()])
-def test_templates_without_a_system_role_refuse_it(tokenizer: Any) -> None:
+def test_templates_without_a_system_role_get_its_text_in_the_first_turn(tokenizer: Any) -> None:
+    masker = Masker(tokenizer)
+    (folded,) = masker.chat(chat_of("a", "yes", "b", "no", system="You are Ann."))
+    (plain,) = masker.chat(chat_of("You are Ann.\n\na", "yes", "b", "no"))
+    assert folded == plain and len(learnt(tokenizer, folded)) == 2
+    (last,) = masker.chat(chat_of("a", "yes", "b", "no", system="You are Ann.", taught=(4,)))
+    assert learnt(tokenizer, last) == learnt(tokenizer, plain)[1:]
     with pytest.raises(RowRefusedError, match="the template refuses it"):
-        Masker(tokenizer).chat(chat_of("a", "yes", system="You are Ann."))
+        Masker(mistral()).chat(Chat([*chat_of("a", "yes").messages, {"role": "assistant", "content": "no"}], (1, 2)))
 
 
 def test_control_tokens_in_a_text_are_refused() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from matrix_graph.align.options import of_one_template
 from matrix_graph.config import ENV_PREFIX, UNKNOWN_CONTEXT_LENGTH, SceneConfig, Settings, load_settings
 from matrix_graph.errors import ConfigError
 from matrix_graph.models.server import ServerConfig
+from matrix_graph.options import request_from
 from matrix_graph.scene import stage
+from matrix_graph.train.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -221,3 +224,64 @@ def test_rounds_and_room_for_the_cast() -> None:
 def test_the_default_file_holds_the_defaults() -> None:
     settings = load_settings(CONFIGS / "default.yaml")
     assert settings.model_dump() == load_settings().model_dump()
+
+
+@pytest.mark.parametrize(("written", "thinking"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'off'", "off")])
+def test_how_a_model_is_asked_comes_from_the_file_and_options(tmp_path: Path, written: str, thinking: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"thinking: {written}\nrequest: {{top_p: 0.8, chat_template_kwargs: {{a: 1}}}}\n")
+    settings = load_settings(file, request={"top_k": 20}, max_thinking_tokens=9)
+    assert settings.of_the_model == {
+        "thinking": thinking,
+        "max_thinking_tokens": 9,
+        "request": {"top_p": 0.8, "chat_template_kwargs": {"a": 1}, "top_k": 20},
+    }
+    switch = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
+    assert settings.fixed_request["chat_template_kwargs"] == {**switch, "a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("request: {messages: []}", "messages cannot be set as a field of the request"),
+        ("request: {chat_template_kwargs: 1}", "chat_template_kwargs must be a mapping"),
+        (
+            "chat_template_kwargs: {enable_thinking: false}",
+            "kwargs: no such setting; fields of the request",
+        ),
+        ("scene: {top_k: 3}", "scene.top_k: no such setting; fields of the request stand under `request`"),
+        ("scene: {thinking: off}", "`thinking` stands beside `scene`"),
+        ("thinking: maybe", "thinking"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_settings(tmp_path / "c.yaml")
+    assert said in str(error.value)
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="the sources' configs are not here")
+def test_the_files_for_models_that_think() -> None:
+    assert load_settings(CONFIGS / "qwen3.yaml").fixed_request["chat_template_kwargs"] == {"enable_thinking": False}
+    assert load_settings(CONFIGS / "thinking.yaml").fixed_request["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_fields_of_the_request_are_options() -> None:
+    assert request_from(["top_k=20", "chat_template_kwargs={a: [1]}"]) == {
+        "top_k": 20,
+        "chat_template_kwargs": {"a": [1]},
+    }
+    with pytest.raises(ConfigError, match="not of the form FIELD=VALUE"):
+        request_from(["top_k"])
+
+
+def test_scenes_are_played_as_the_recipe_trains() -> None:
+    settings, recipe = of_one_template(load_settings(), load_recipe("8b"))
+    assert settings.fixed_request["chat_template_kwargs"] == {"enable_thinking": False}
+    settings, recipe = of_one_template(load_settings(thinking="off"), load_recipe("paper"))
+    assert recipe.chat_template_kwargs == {"enable_thinking": False}
+    settings, recipe = of_one_template(load_settings(), load_recipe("paper"))
+    assert settings.request == {} and recipe == load_recipe("paper")
+    with pytest.raises(ConfigError, match="the setting is `thinking`"):
+        of_one_template(load_settings(thinking="on"), load_recipe("8b"))

@@ -17,7 +17,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from matrix_graph.models.client.messages import decode_event, decode_reply, encode_messages
+from matrix_graph.models.client.messages import EventReader, decode_reply, encode_messages
 
 texts = st.text(st.characters(exclude_categories=()))  # surrogates and NUL too
 
@@ -122,11 +122,12 @@ def test_several_choices_count_usage_once() -> None:
     ]  # fmt: skip
 
 
-def test_no_content_is_empty_text_and_reasoning_is_left_out() -> None:
+def test_no_content_is_empty_text_and_reasoning_stands_apart() -> None:
     message = (
         decode_reply(body({"content": None, "reasoning": "hmm", "reasoning_content": "hmm"})).generations[0].message
     )
-    assert message.content == "" and not message.additional_kwargs
+    assert message.content == "" and message.additional_kwargs == {"reasoning_content": "hmm"}
+    assert message.content_blocks == [{"type": "reasoning", "reasoning": "hmm"}]
 
 
 def test_a_null_argument_list_is_an_empty_one() -> None:
@@ -163,7 +164,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_no_body_raises_anything_else(value: Any) -> None:
-    for decode in (decode_reply, decode_event):
+    for decode in (decode_reply, EventReader().read):
         with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
             decode(value if isinstance(value, dict) else {"choices": value})
 
@@ -184,7 +185,8 @@ def test_chunks_add_up_to_the_message() -> None:
             "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
         },
     ]
-    chunks = [chunk.message for part in events if (chunk := decode_event(part)) is not None]
+    read = EventReader().read
+    chunks = [chunk.message for part in events if (chunk := read(part)) is not None]
     assert len(chunks) == 4  # the first event holds nothing
     whole = chunks[0]
     for chunk in chunks[1:]:
@@ -202,8 +204,9 @@ def test_tool_call_arguments_add_up(arguments: dict[str, str], size: int) -> Non
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     deltas = [first, *({"index": 0, "function": {"arguments": piece}} for piece in pieces)]
-    chunks = [decode_event(event({"tool_calls": [delta]})) for delta in deltas]
-    last = decode_event({"id": "c", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+    read = EventReader().read
+    chunks = [read(event({"tool_calls": [delta]})) for delta in deltas]
+    last = read({"id": "c", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
     assert last is not None and chunks[0] is not None
     whole = chunks[0].message
     for chunk in (*chunks[1:], last):

@@ -29,7 +29,7 @@ from matrix_graph.records import Event, Problem
 
 IN_FLIGHT = 32
 """Calls in flight at most, unless told otherwise."""
-_OF_THE_MODEL = frozenset({"ReplyError", "CopiedError", "ContextLengthError"})
+_OF_THE_MODEL = frozenset({"ReplyError", "CopiedError", "UnfinishedThoughtError", "ContextLengthError"})
 """Problems that tell of the model; all others tell of the server or the connection."""
 
 

@@ -5,6 +5,7 @@ only as the name of its environment variable.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -13,11 +14,15 @@ from langchain_core.messages import BaseMessage
 from langchain_core.utils import from_env, secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
+from matrix_graph.errors import ModelError
 from matrix_graph.models.client.headers import checked_key, headers_from_environment, parsed_headers, plain_headers
 from matrix_graph.models.client.http import HTTPClient
 from matrix_graph.models.client.messages import PROVIDER, encode_messages
+from matrix_graph.models.client.request import MAX_THINKING_TOKENS, check_request
 from matrix_graph.models.client.served import Served
+from matrix_graph.models.known import Known, known_of_served
 from matrix_graph.models.loop import run_sync
+from matrix_graph.models.thoughts import KWARGS, Thinking, fixed_request, switched
 
 JSON = dict[str, Any]
 
@@ -84,6 +89,21 @@ class VLLMConnection(BaseChatModel):
     extra_body: JSON = Field(
         default_factory=dict, description="More fields of vLLM's request, such as top_k; sent with each call."
     )
+    request: JSON = Field(
+        default_factory=dict,
+        description="As `extra_body`, which goes before it: more fields of the request, such as chat_template_kwargs, "
+        "top_p or top_k. Fields that this package sets itself are refused.",
+    )
+    thinking: Thinking = Field(
+        default="auto",
+        description="Whether the model thinks before it answers. on and off tell the chat template so "
+        "(enable_thinking); auto leaves it to the model, and finds out from its replies.",
+    )
+    max_thinking_tokens: int = Field(
+        default=MAX_THINKING_TOKENS,
+        ge=0,
+        description="Tokens by which `max_tokens` grows for a model that thinks, but at most half of its context.",
+    )
     server: Any = Field(
         default=None,
         exclude=True,
@@ -92,6 +112,11 @@ class VLLMConnection(BaseChatModel):
     )
 
     _connection: tuple[tuple[object, ...], Served] | None = PrivateAttr(default=None)
+
+    @field_validator("request")
+    @classmethod
+    def _check_request(cls, value: JSON) -> JSON:
+        return check_request(value)
 
     @field_validator("base_url")
     @classmethod
@@ -140,6 +165,9 @@ class VLLMConnection(BaseChatModel):
             "max_tokens": self.max_tokens,
             "stop": self.stop,
             "extra_body": self.extra_body,
+            "request": self.request,
+            "thinking": self.thinking,
+            "max_thinking_tokens": self.max_thinking_tokens,
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -223,6 +251,35 @@ class VLLMConnection(BaseChatModel):
         """As `acontext_length`, for synchronous callers."""
         return run_sync(self.acontext_length())
 
+    # ---- thinking -----------------------------------------------------------------------------------------------
+
+    def known(self, name: str | None = None) -> Known:
+        """What was found out about the model from its replies.
+
+        Args:
+            name: by which the server serves it; None: as this object asks for it.
+        """
+        return known_of_served(self.base_url, name or self.model or self._served().known_name or "")
+
+    @property
+    def fixed_request(self) -> JSON:
+        """The fields of each request that do not depend on the call: what was set here, thinking among it."""
+        return fixed_request(self.thinking, self.request | self.extra_body)
+
+    async def athinking_room(self, name: str | None = None) -> int:
+        """The tokens by which limits grow: 0 unless the model thinks, by the settings or as it was found out.
+
+        Args:
+            name: as of `known`.
+        """
+        thinking = switched(self.thinking, self.request | self.extra_body)
+        if thinking == "off" or (thinking == "auto" and not self.known(name).thinks):
+            return 0
+        context: int | None = None
+        with suppress(ModelError):  # whether the server can be had is for the call itself to find out
+            context = await self.acontext_length()
+        return self.max_thinking_tokens if context is None else min(self.max_thinking_tokens, context // 2)
+
     async def acount_tokens(self, content: str | Sequence[BaseMessage]) -> int:
         """How many tokens a text, or a conversation in the model's chat template, has; counted by the server.
 
@@ -230,6 +287,8 @@ class VLLMConnection(BaseChatModel):
             ModelError: the server cannot be reached, or has no `/tokenize`, which is vLLM's own.
         """
         body: JSON = {"model": await self.aserved_name()}
+        if not isinstance(content, str) and (kwargs := self.fixed_request.get(KWARGS)):
+            body[KWARGS] = kwargs
         body |= {"prompt": content} if isinstance(content, str) else {"messages": encode_messages(content)}
         return await self._served().client.post("/tokenize", body, lambda got: int(got["count"]))
 

@@ -34,6 +34,7 @@ from matrix_graph.models.client.constraints import (
 
 if TYPE_CHECKING:
     from matrix_graph.models.client.http import HTTPClient
+from matrix_graph.models.thoughts import FIELDS, field_of, joined, parted
 
 JSON = dict[str, Any]
 T = TypeVar("T")
@@ -247,10 +248,13 @@ class Dialect:
             text = message.get("content") if isinstance(message, dict) else None
             if not isinstance(message, dict) or not isinstance(text, str):
                 continue
-            if choice.get("finish_reason") == "stop" and text.strip() and not request.payload.get("stop"):
-                self._weigh(text, request)
-            if request.wrapped:
-                message["content"] = unwrapped(text)
+            parts = parted(text)  # what is thought aloud is held to no schema
+            if choice.get("finish_reason") == "stop" and parts.text.strip() and not request.payload.get("stop"):
+                self._weigh(parts.text, request)
+            if request.wrapped and parts.text.strip():
+                message["content"] = unwrapped(parts.text)
+                if parts.thought:
+                    message[FIELDS[0]] = joined(field_of(message), parts.thought)
         return body
 
     def _weigh(self, text: str, request: _Request) -> None:

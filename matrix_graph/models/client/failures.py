@@ -13,6 +13,7 @@ from tenacity import RetryCallState
 from matrix_graph.errors import ContextLengthError, ModelAddressError, ModelRequestError
 from matrix_graph.models.client.gateways import HEADER_ADVICE, page_title, told_page, untrusted
 from matrix_graph.models.client.pool import StrangerError
+from matrix_graph.models.system_role import says_refused
 
 _LONGEST_WAIT = 60.0
 """Cap on a server's Retry-After, in seconds."""
@@ -99,7 +100,8 @@ def of_status(
         redirect: what to do about a redirect.
     """
     said = without_key(said, key)
-    if status in (408, 429) or (status >= 500 and status not in _NEVER):
+    # llama.cpp answers 500 where a chat template refuses a system message; that heals by folding it, not by waiting.
+    if status in (408, 429) or (status >= 500 and status not in _NEVER and not says_refused(said)):
         # What a gateway or a crowded server answers, the engine never saw.
         reached = status not in (429, 502, 503, 504)
         return TryAgainError(

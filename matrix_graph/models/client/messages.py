@@ -1,7 +1,8 @@
 """LangChain messages to OpenAI chat JSON and back, the shape that vLLM speaks.
 
-What always holds: text passes to the letter in both directions; usage is reported exactly as the server counted it; a
-tool call whose arguments are no JSON becomes an invalid tool call, not an exception.
+What always holds: text passes to the letter in both directions, but for what the model thought before it, which stands
+apart (LangChain shows it as a reasoning block) and is never sent back; usage is reported exactly as the server counted
+it; a tool call whose arguments are no JSON becomes an invalid tool call, not an exception.
 """
 
 import json
@@ -24,12 +25,18 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from matrix_graph.models.known import Known
+from matrix_graph.models.thoughts import ThoughtStream, field_of, joined, parted
+
 JSON = dict[str, Any]
 
 PROVIDER = "vllm"
 
 _NOT_SENT = {"reasoning", "thinking", "tool_call", "invalid_tool_call", "function_call", "server_tool_call"}
 """Content blocks of an assistant message that are not text to send: reasoning stays out, tool calls have a field."""
+
+REASONING = "reasoning_content"
+"""The key of `additional_kwargs` from which LangChain makes its standard reasoning block."""
 
 _PLAIN_ROLES = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant"}
 
@@ -57,7 +64,7 @@ def _encode(message: BaseMessage) -> JSON:
         role is not None
         and isinstance(content, str)
         and not message.name
-        and not message.additional_kwargs
+        and message.additional_kwargs.keys() <= {REASONING}
         and not (isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls))
     ):
         return {"role": role, "content": content}
@@ -74,11 +81,12 @@ def _encode(message: BaseMessage) -> JSON:
     return convert_to_openai_messages(message)
 
 
-def decode_reply(body: JSON) -> ChatResult:
+def decode_reply(body: JSON, known: Known | None = None) -> ChatResult:
     """The body of a chat completion as LangChain's result.
 
     Args:
         body: the JSON object that `/v1/chat/completions` answers with.
+        known: what is known of the model; learns whether it thinks.
 
     Returns:
         One generation for each choice. Usage stands at the first, so that sums over messages are right.
@@ -90,6 +98,7 @@ def decode_reply(body: JSON) -> ChatResult:
     if not isinstance(choices, list) or not choices:
         raise ValueError("no choices in the reply")
     usage = _usage(body.get("usage"))
+    known = known or Known()
     generations: list[ChatGeneration] = []
     for choice in choices:
         raw = choice["message"]
@@ -97,8 +106,13 @@ def decode_reply(body: JSON) -> ChatResult:
         if content is not None and not isinstance(content, str):
             raise TypeError(f"content is a {type(content).__name__}, not text")
         calls, invalid = _tool_calls(raw.get("tool_calls") or ())
+        told = field_of(raw)
+        parts = parted(content or "", unopened=known.unopened and not told, cut=choice.get("finish_reason") == "length")
+        thought = joined(told, parts.thought)
+        known.met(thought, unopened=parts.unopened)
         message = AIMessage(
-            content=content or "",
+            content=parts.text,
+            additional_kwargs={REASONING: thought} if thought else {},
             id=body.get("id"),
             usage_metadata=None if generations else usage,
             response_metadata=_metadata(body, choice),
@@ -109,40 +123,80 @@ def decode_reply(body: JSON) -> ChatResult:
     return ChatResult(generations=generations)
 
 
-def decode_event(event: JSON) -> ChatGenerationChunk | None:
-    """One server-sent event of a streamed chat completion as LangChain's chunk.
+class EventReader:
+    """Reads the server-sent events of one streamed chat completion.
 
-    Returns:
-        The chunk; None if the event carries nothing (the first one names the role only). The one with the usage is the
-        last: `stream_options.include_usage` makes the server send it.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: the event has another shape.
+    Args:
+        known: what is known of the model; learns whether it thinks.
     """
-    choices = event["choices"]
-    if not choices:
-        usage = _usage(event.get("usage"))
-        if usage is None:
+
+    def __init__(self, known: Known | None = None) -> None:
+        self._known = known or Known()
+        self._begin(None)
+
+    def read(self, event: JSON) -> ChatGenerationChunk | None:
+        """One event as LangChain's chunk.
+
+        Returns:
+            The chunk; None if the event carries nothing (the first one names the role only). The one with the usage is
+            the last: `stream_options.include_usage` makes the server send it.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: the event has another shape.
+        """
+        choices = event["choices"]
+        if (id := event.get("id")) != self._id:
+            self._begin(id)  # a request that was sent once more begins anew
+        if not choices:
+            usage = _usage(event.get("usage"))
+            if usage is None:
+                return None
+            return ChatGenerationChunk(
+                message=AIMessageChunk(content="", id=event.get("id"), usage_metadata=usage, chunk_position="last")
+            )
+        choice = choices[0]
+        delta = choice.get("delta") or {}
+        finished = choice.get("finish_reason")
+        text, thought = self._parted(delta, finished)
+        calls = [_tool_call_chunk(call) for call in delta.get("tool_calls") or ()]
+        if not text and not thought and not calls and not finished:
             return None
         return ChatGenerationChunk(
-            message=AIMessageChunk(content="", id=event.get("id"), usage_metadata=usage, chunk_position="last")
+            message=AIMessageChunk(
+                content=text,
+                additional_kwargs={REASONING: thought} if thought else {},
+                id=event.get("id"),
+                tool_call_chunks=calls,
+                # Only once: LangChain joins the metadata of chunks, and would write the model's name several times.
+                response_metadata=_metadata(event, choice) if finished else {},
+            )
         )
-    choice = choices[0]
-    delta = choice.get("delta") or {}
-    content = delta.get("content") or ""
-    calls = [_tool_call_chunk(call) for call in delta.get("tool_calls") or ()]
-    finished = choice.get("finish_reason")
-    if not content and not calls and not finished:
-        return None
-    return ChatGenerationChunk(
-        message=AIMessageChunk(
-            content=content,
-            id=event.get("id"),
-            tool_call_chunks=calls,
-            # Only once: LangChain joins the metadata of chunks, and would write the model's name several times over.
-            response_metadata=_metadata(event, choice) if finished else {},
-        )
-    )
+
+    def rest(self) -> ChatGenerationChunk | None:
+        """What is still held back where the stream ended without saying why."""
+        text, thought = self._thoughts.end(cut=False)
+        if not text and not thought:
+            return None
+        kept = {REASONING: thought} if thought else {}
+        return ChatGenerationChunk(message=AIMessageChunk(content=text, additional_kwargs=kept, id=self._id))
+
+    def _begin(self, id: str | None) -> None:
+        self._id = id
+        self._thoughts = ThoughtStream(unopened=self._known.unopened)
+        self._began = False
+
+    def _parted(self, delta: JSON, finished: str | None) -> tuple[str, str]:
+        told = field_of(delta)
+        if told and not self._began:
+            self._thoughts = ThoughtStream()  # this server tells thoughts apart by itself
+        content = delta.get("content") or ""
+        self._began = self._began or bool(content or told)
+        text, thought = self._thoughts.feed(content)
+        if finished:
+            rest = self._thoughts.end(cut=finished == "length")
+            text, thought = text + rest.text, thought + rest.thought
+        self._known.met(told or thought, unopened=self._thoughts.unopened)
+        return text, told + thought
 
 
 def as_chunk(result: ChatResult) -> ChatGenerationChunk:

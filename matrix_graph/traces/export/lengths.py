@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from matrix_graph.errors import ConfigError, ExportError, PrerequisiteError
 from matrix_graph.models.bundled import bundled_model, prepare_bundled_model
+from matrix_graph.models.system_role import folded, has_system
 from matrix_graph.traces.export.pieces import Chat, Piece
 
 
@@ -49,7 +51,7 @@ class Tokenizer:
         """The tokens of a row; of a preference pair, of the longer side.
 
         Raises:
-            ExportError: the chat template refuses the chat, such as one with a system message.
+            ExportError: the chat template refuses the chat, whose sides do not take turns, say.
         """
         whole = self._count(piece.messages)
         if not piece.rejected:
@@ -58,15 +60,21 @@ class Tokenizer:
 
     def _count(self, chat: Chat) -> int:
         try:
-            # Rendered and tokenized apart, as the lists that come back differ between releases of transformers.
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False)
-            return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            return self._counted(chat)
         except Exception as error:  # a template raises what it likes, jinja2's own and Python's
+            if has_system(chat):  # as the training has it where a template refuses a system message
+                with suppress(Exception):
+                    return self._counted(folded(chat))
             roles = ", ".join(message["role"] for message in chat[:4])
             raise ExportError(
                 f"The chat template of {self.model!r} does not take a row ({roles}, ...): {_first_line(error)}. "
                 "Export parts that it takes, such as --only answers, or use another model's tokenizer."
             ) from error
+
+    def _counted(self, chat: Chat) -> int:
+        # Rendered and tokenized apart, as the lists that come back differ between releases of transformers.
+        text = self._tokenizer.apply_chat_template(chat, tokenize=False)
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What an export needs of a trace, read faster than the whole of it: half of a trace is neither taught nor counted.
 
-What always holds: what is read is validated as `records` has it; keys that an export does not need are passed over.
+What always holds: what is read is validated as `records` has it; keys that an export does not need are passed over;
+what a model thought, as older releases left it in drafts, answers and calls, is taken out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from matrix_graph.errors import TraceError
+from matrix_graph.models.thoughts import spoken
 from matrix_graph.records import SCHEMA_VERSION, Call, Purpose, Status, Trace
 from matrix_graph.traces.store import refuse_newer, version_of
 
@@ -71,6 +73,8 @@ class Scene(TypedDict):
 
 
 _SCENE = TypeAdapter(Scene)
+_TAGS = (b"think>", b"think\\u003e", b"think\\u003E")
+"""How a tag may stand in a line of JSON."""
 
 
 def parse_scene(line: bytes) -> Scene:
@@ -92,11 +96,44 @@ def parse_scene(line: bytes) -> Scene:
             f"its schema version is {version}; this release reads {OLDEST_VERSION} to {SCHEMA_VERSION}. "
             "Play its question again with this release."
         )
-    return scene
+    return without_thoughts(scene) if any(tag in line for tag in _TAGS) else scene
+
+
+def without_thoughts(scene: Scene) -> Scene:
+    """The scene without what its model thought, wherever that stands; a reply that was thought alone becomes empty."""
+    said: dict[str, str] = {}
+
+    def of_model(text: str) -> str:
+        if "think>" in text and (kept := spoken(text)) != text:
+            said[text] = kept
+            return kept
+        return text
+
+    def of_prompt(message: Message) -> Message:
+        content = message["content"]
+        if "think>" in content:
+            # A prompt holds the draft, and a dialogue what was said in it.
+            content = of_model(content) if message["role"] == "assistant" else content
+            for text, kept in longest_first:
+                content = content.replace(text, kept)
+        return {**message, "content": content}
+
+    texts = {name: None if scene[name] is None else of_model(scene[name] or "") for name in ("draft", "answer")}
+    completions = [of_model(call["completion"]) for call in scene["calls"]]
+    longest_first = sorted(said.items(), key=lambda pair: -len(pair[0]))
+    calls: list[SpokenCall] = [
+        {**call, "completion": completion, "messages": [of_prompt(message) for message in call["messages"]]}
+        for call, completion in zip(scene["calls"], completions, strict=True)
+    ]
+    return {**scene, "draft": texts["draft"], "answer": texts["answer"], "calls": calls}
 
 
 def scene_of(trace: Trace) -> Scene:
     """The same of a whole trace."""
+    return without_thoughts(_scene_of(trace))
+
+
+def _scene_of(trace: Trace) -> Scene:
     return {
         "id": trace.id,
         "question": trace.question,

@@ -93,9 +93,14 @@ def _call(call: Call) -> JSON:
 
 
 class Words:
-    """The exact words of the calls of some scenes, each text once."""
+    """The exact words of the calls of some scenes, each text once.
 
-    def __init__(self) -> None:
+    Args:
+        thoughts: whether what the model thought before it replied is among them.
+    """
+
+    def __init__(self, *, thoughts: bool = True) -> None:
+        self._thoughts = thoughts
         self._numbers: dict[str, int] = {}
         self._scenes: list[list[JSON]] = []
         self.size = 0
@@ -108,7 +113,7 @@ class Words:
                 {
                     "messages": [[message.role, self._number(message.content)] for message in call.messages],
                     "completion": self._number(call.completion),
-                    "reasoning": None if call.reasoning is None else self._number(call.reasoning),
+                    "reasoning": self._number(call.reasoning) if call.reasoning and self._thoughts else None,
                     "sampling": self._number(_text(call.sampling)),
                 }
                 for call in trace.calls
