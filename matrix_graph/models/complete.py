@@ -22,6 +22,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client.server_numbers import count
 from matrix_graph.records import clean
 
 
@@ -193,8 +194,8 @@ def _from_message(message: AIMessage) -> Completion:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    return clean(value) if isinstance(value, str) else None
 
 
 def _count(value: object) -> int:
-    return max(0, value) if isinstance(value, int) else 0
+    return count(value) or 0

@@ -23,9 +23,16 @@ from matrix_graph.errors import ConfigError, ModelError, ModelRequestError, Mode
 from matrix_graph.models.client import failures
 from matrix_graph.models.client.failures import TryAgainError
 from matrix_graph.models.client.pool import session
-from matrix_graph.models.client.wire import JSON, decode, encode, lines, message_in, seconds
+from matrix_graph.models.client.redact import Redactor, secrets_of
+from matrix_graph.models.client.server_numbers import error_status, seconds
+from matrix_graph.models.client.wire import JSON, decode, encode, lines, message_in, read_beginning, read_body
 
 T = TypeVar("T")
+
+_BREAKS = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError, LookupError)
+"""What comes of a connection that breaks, or of headers and bodies that no server should send."""
+_GARBAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a reply of the wrong shape raises."""
 
 
 class Waitable(Protocol):
@@ -84,7 +91,7 @@ class HTTPClient:
                 f"base_url is {base_url!r}; it must be an http:// or https:// address such as http://127.0.0.1:8000/v1"
             )
         self._base = base_url.rstrip("/")
-        self._key = key
+        self._redact = Redactor(*secrets_of(key, url=base_url))
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -114,7 +121,7 @@ class HTTPClient:
         Args:
             path: see `url`.
             payload: sent as `wire.encode` has it.
-            read: makes the result of the object; LookupError, TypeError, ValueError or AttributeError means garbage.
+            read: makes the result of the object; what `_GARBAGE` names means garbage.
 
         Raises:
             ModelRequestError: HTTP 3xx or 4xx (but for 408 and 429); ContextLengthError where the prompt is too long.
@@ -145,7 +152,8 @@ class HTTPClient:
         except TryAgainError as failure:
             raise ModelUnavailableError(
                 f"{self._shown(path)}: the stream broke off after {count} pieces: {failure}. "
-                "What came is not the whole reply; send the request again."
+                "What came is not the whole reply; send the request again.",
+                status=failure.status,
             ) from failure.__cause__
         finally:
             await rest.aclose()
@@ -153,16 +161,20 @@ class HTTPClient:
 
     async def _exchange(self, method: str, path: str, body: bytes | None, read: Callable[[JSON], T]) -> T:
         http = await session()
+        broken: TryAgainError | None = None
         try:
             async with http.request(
                 method, self.url(path), data=body, headers=self._headers, timeout=self._limits, allow_redirects=False
             ) as response:
-                raw = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._broken(error) from failures.cause(error)
+                blocks = response.content.iter_any()
+                raw = await (read_body(blocks) if response.status == 200 else read_beginning(blocks))
+        except _BREAKS as error:
+            broken = self._broken(error)
+        if broken is not None:
+            raise broken
         if response.status != 200:
             raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
-        return _read(raw, read)
+        return self._read(raw, read)
 
     async def _open(
         self, path: str, body: bytes, read: Callable[[JSON], T | None]
@@ -176,17 +188,18 @@ class HTTPClient:
                 self.url(path), data=body, headers=self._headers, timeout=self._limits, allow_redirects=False
             )
             if response.status != 200:
-                raw = await response.read()
+                raw = await read_beginning(response.content.iter_any())
                 raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
             items = self._items(path, response, read)
             first = await anext(items, None)
             opened = True
             return response, first, items
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._broken(error) from failures.cause(error)
+        except _BREAKS as error:
+            broken = self._broken(error)
         finally:
             if response is not None and not opened:
                 response.close()
+        raise broken
 
     async def _items(
         self, path: str, response: aiohttp.ClientResponse, read: Callable[[JSON], T | None]
@@ -194,10 +207,11 @@ class HTTPClient:
         def read_event(event: JSON) -> T | None:
             if error := event.get("error"):  # vLLM's way to fail after it has answered HTTP 200
                 code = error.get("code") if isinstance(error, dict) else None
-                raise self._refused(path, code if isinstance(code, int) else 500, encode(event))
+                raise self._refused(path, error_status(code), data)
             return read(event)
 
         ended = False
+        broken: TryAgainError | None = None
         try:
             async for line in lines(response.content.iter_any()):
                 if ended or not line.startswith(b"data:"):
@@ -205,10 +219,12 @@ class HTTPClient:
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     ended = True
-                elif (item := _read(data, read_event)) is not None:
+                elif (item := self._read(data, read_event)) is not None:
                     yield item
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._broken(error) from failures.cause(error)
+        except _BREAKS as error:
+            broken = self._broken(error)
+        if broken is not None:
+            raise broken
         if not ended:
             raise TryAgainError("the stream ended without its end mark", lost=True)
 
@@ -269,7 +285,8 @@ class HTTPClient:
             raise ModelUnavailableError(
                 f"{self._shown(path)} gave no usable answer in {tries} tries over {took:.1f} s; the last: {last}. "
                 "Is the server running, and is this its address? Longer outages: raise give_up_after "
-                f"(now {self._give_up_after:g} s)."
+                f"(now {self._give_up_after:g} s).",
+                status=last.status,
             ) from last.__cause__
 
     async def _recover(self, state: RetryCallState, left: float) -> bool:
@@ -288,10 +305,13 @@ class HTTPClient:
         return False
 
     def _broken(self, error: Exception) -> TryAgainError:
-        return failures.of_connection(error, self._limits, self._key)
+        """The failure, to be raised out of the handler: the error's own repr may hold the request's headers."""
+        failure = failures.of_connection(error, self._limits, self._redact)
+        failure.__cause__ = failures.cause(error)
+        return failure
 
     def _refused(self, path: str, status: int, body: bytes, retry_after: str | None = None) -> Exception:
-        return failures.of_status(self._shown(path), status, message_in(body), seconds(retry_after), self._key)
+        return failures.of_status(self._shown(path), status, message_in(body, self._redact), seconds(retry_after))
 
     async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
         """The refusal; for an HTTP 404 with the names that the server does serve."""
@@ -302,15 +322,17 @@ class HTTPClient:
         except (ModelError, TryAgainError):
             advice = "It lists no models either: base_url should be the API's root, which usually ends in /v1."
         else:
-            advice = f"It serves: {', '.join(names) or 'nothing'}. Ask for one of these, or load the adapter first."
+            listed = self._redact.quote(", ".join(names)) if names else "nothing"
+            advice = f"It serves: {listed}. Ask for one of these, or load the adapter first."
         return ModelRequestError(f"{refusal} {advice}", status=404)
 
     def _shown(self, path: str) -> str:
         return str(self.url(path).with_user(None))
 
-
-def _read(raw: bytes, read: Callable[[JSON], T]) -> T:
-    try:
-        return read(decode(raw))
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # whatever reading a wrong shape raises
-        raise TryAgainError(f"HTTP 200 with garbage: {type(error).__name__}: {error}") from error
+    def _read(self, raw: bytes, read: Callable[[JSON], T]) -> T:
+        try:
+            return read(decode(raw, self._redact))
+        except _GARBAGE as error:
+            what = f"HTTP 200 with garbage: {type(error).__name__}: {self._redact.quote(error)}"
+        # Out of the handler: the error that quotes the garbage as it came is not to be shown as its context.
+        raise TryAgainError(what, status=200)

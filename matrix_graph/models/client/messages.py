@@ -24,6 +24,9 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from matrix_graph.models.client.server_numbers import count
+from matrix_graph.models.client.strings import strict_json
+
 JSON = dict[str, Any]
 
 PROVIDER = "vllm"
@@ -99,7 +102,7 @@ def decode_reply(body: JSON) -> ChatResult:
         calls, invalid = _tool_calls(raw.get("tool_calls") or ())
         message = AIMessage(
             content=content or "",
-            id=body.get("id"),
+            id=_text(body.get("id")),
             usage_metadata=None if generations else usage,
             response_metadata=_metadata(body, choice),
             tool_calls=calls,
@@ -125,7 +128,7 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
         if usage is None:
             return None
         return ChatGenerationChunk(
-            message=AIMessageChunk(content="", id=event.get("id"), usage_metadata=usage, chunk_position="last")
+            message=AIMessageChunk(content="", id=_text(event.get("id")), usage_metadata=usage, chunk_position="last")
         )
     choice = choices[0]
     delta = choice.get("delta") or {}
@@ -137,7 +140,7 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
     return ChatGenerationChunk(
         message=AIMessageChunk(
             content=content,
-            id=event.get("id"),
+            id=_text(event.get("id")),
             tool_call_chunks=calls,
             # Only once: LangChain joins the metadata of chunks, and would write the model's name several times over.
             response_metadata=_metadata(event, choice) if finished else {},
@@ -147,26 +150,34 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
 
 def _metadata(body: JSON, choice: JSON) -> JSON:
     metadata = {
-        "finish_reason": choice.get("finish_reason"),
-        "model_name": body.get("model"),
+        "finish_reason": _text(choice.get("finish_reason")),
+        "model_name": _text(body.get("model")),
         "model_provider": PROVIDER,
     }
-    if choice.get("logprobs"):
+    if isinstance(choice.get("logprobs"), dict) and choice["logprobs"]:
         metadata["logprobs"] = choice["logprobs"]
     return metadata
 
 
 def _usage(usage: JSON | None) -> UsageMetadata | None:
+    """The tokens of a call; None where the server told none, or what cannot be."""
     if not usage:
         return None
-    read, written = usage["prompt_tokens"], usage.get("completion_tokens") or 0
+    read, written = count(usage["prompt_tokens"]), count(usage.get("completion_tokens") or 0)
+    if read is None or written is None:
+        return None
+    total = count(usage.get("total_tokens"))
     found = UsageMetadata(
-        input_tokens=read, output_tokens=written, total_tokens=usage.get("total_tokens", read + written)
+        input_tokens=read, output_tokens=written, total_tokens=read + written if total is None else total
     )
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    cached = count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
     if cached is not None:
         found["input_token_details"] = InputTokenDetails(cache_read=cached)
     return found
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _tool_calls(raw: Sequence[JSON]) -> tuple[list[ToolCall], list[InvalidToolCall]]:
@@ -177,8 +188,10 @@ def _tool_calls(raw: Sequence[JSON]) -> tuple[list[ToolCall], list[InvalidToolCa
             parsed = parse_tool_call(call, return_id=True)
             if parsed is None or not isinstance(parsed["args"], dict):
                 raise OutputParserException("The arguments are no JSON object.")
+            if isinstance(written := call["function"]["arguments"], str) and written.strip():
+                parsed["args"] = strict_json(written)
             calls.append(cast(ToolCall, parsed))
-        except OutputParserException as error:
+        except (ValueError, RecursionError) as error:  # LangChain's OutputParserException is a ValueError
             invalid.append(make_invalid_tool_call(call, str(error)))
     return calls, invalid
 

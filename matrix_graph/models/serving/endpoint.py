@@ -1,22 +1,23 @@
 """What is asked of a running vLLM server besides completions: health, models, adapters and counters.
 
-Why the standard library's client: these are a few small requests from the watching thread, which has no event loop.
-What always holds: each has a time-out, none goes through a proxy, and the key is in no error.
+What always holds: each request has a deadline, none goes through a proxy or follows a redirect, and the key is in no
+error, whatever the server says.
 """
 
 import json
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.client.metrics import parse_counters
+from matrix_graph.models.client.plain_http import PlainHTTPError, exchange
+from matrix_graph.models.client.redact import Redactor, secrets_of
+from matrix_graph.models.client.wire import decode
 
 _ADAPTER_SECONDS = 120.0
 _ALIVE_SECONDS = 10.0
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class AdapterRefusedError(ServerError):
@@ -78,7 +79,7 @@ class Endpoint:
         """Returns the names that requests can use, None if the server gives no list to our key: then it is not ours."""
         try:
             status, body = self._request("GET", "/v1/models", seconds=seconds)
-            return [str(model["id"]) for model in json.loads(body)["data"]] if status == 200 else None
+            return [str(model["id"]) for model in self._decoded(body)["data"]] if status == 200 else None
         except (OSError, HTTPException, ValueError, LookupError, TypeError):
             return None
 
@@ -97,8 +98,8 @@ class Endpoint:
         if status in (401, 403):
             raise ServerError(f"The server at {self.base_url} refuses the key. Put the right one into VLLM_API_KEY.")
         try:
-            cards = json.loads(body)["data"]
-            return [ServedModel(str(card["id"]), card.get("parent"), card.get("root")) for card in cards]
+            cards = self._decoded(body)["data"]
+            return [ServedModel(str(card["id"]), _text(card.get("parent")), _text(card.get("root"))) for card in cards]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ServerError(
                 f"The server at {self.base_url} lists no models (HTTP {status}). Give the address of a vLLM server."
@@ -144,38 +145,45 @@ class Endpoint:
             ) from error
         if status == 200:
             return
-        if status == 404 and not _reason_given(answer):
+        reason = self._reason_given(answer)
+        if status == 404 and reason is None:
             raise ServerError(
                 "The vLLM server takes no adapters while it runs. Start it with `--enable-lora` and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, as `matrix-graph serve` does."
             )
         # vLLM answers 500 to an adapter that it cannot load, and goes on.
-        refused = status < 500 or (_reason_given(answer) and self.health(_ALIVE_SECONDS) == 200)
+        refused = status < 500 or (reason is not None and self.health(_ALIVE_SECONDS) == 200)
         kind = AdapterRefusedError if refused else ServerError
-        reason = _reason_given(answer) or answer.decode("utf-8", "replace")[:500] or "no reason given"
-        raise kind(f"The vLLM server refused to {verb} the adapter {name!r} (HTTP {status}): {reason}")
+        said = self._redactor().quote(answer if reason is None else reason) if answer else "no reason given"
+        raise kind(f"The vLLM server refused to {verb} the adapter {name!r} (HTTP {status}): {said}")
+
+    def _reason_given(self, answer: bytes) -> str | None:
+        """What vLLM says in its JSON; None if it is the answer of something else."""
+        try:
+            body = self._decoded(answer)
+            return str(body["error"]["message"] if "error" in body else body["message"])
+        except (ValueError, LookupError, TypeError):
+            return None
 
     def _request(
         self, method: str, path: str, body: dict[str, str] | None = None, *, seconds: float
     ) -> tuple[int, bytes]:
-        request = urllib.request.Request(
-            self.root_url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"},
-        )
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        sent = None if body is None else json.dumps(body).encode()
         try:
-            with _direct.open(request, timeout=seconds) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+            return exchange(method, self.root_url + path, headers=headers, body=sent, seconds=seconds)
+        except HTTPException as error:  # it may quote the answer
+            said = self._redactor().quote(f"{type(error).__name__}: {error}")
+        raise PlainHTTPError(said)
+
+    def _decoded(self, body: bytes) -> dict[str, Any]:
+        return decode(body, self._redactor())
+
+    def _redactor(self) -> Redactor:
+        return Redactor(*secrets_of(self.api_key, url=self.root_url))
 
 
-def _reason_given(answer: bytes) -> str | None:
-    """What vLLM says in its JSON; None if it is the answer of something else."""
-    try:
-        body = json.loads(answer)
-        return str(body["error"]["message"] if "error" in body else body["message"])
-    except (ValueError, LookupError, TypeError):
-        return None
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,108 @@
+"""One small HTTP request from a thread that has no event loop, such as the one that watches over a server.
+
+Why not urllib: it follows redirects and takes every header along, the key too, to whichever host it is sent to; and its
+time-out starts anew with every byte. What always holds: no redirect is followed and no proxy asked; the whole exchange
+ends at its deadline; of the answer only so much is read as any should have.
+"""
+
+import http.client
+import io
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from matrix_graph.models.client.wire import MOST_BODY, TooLongError
+
+_BLOCK = 64 * 1024
+
+
+class PlainHTTPError(http.client.HTTPException):
+    """The request cannot be sent, or its answer cannot be read, as it is."""
+
+
+def exchange(
+    method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+) -> tuple[int, bytes]:
+    """Send one request, and read the answer whatever its status.
+
+    Args:
+        method: such as GET.
+        url: an http or https address.
+        headers: sent as they are.
+        body: sent with its length; None: there is none.
+        seconds: from connecting to the last byte.
+
+    Returns:
+        The status, and the body as it came. A redirect is an answer like any other.
+
+    Raises:
+        OSError: no connection, a broken one, or no whole answer in time.
+        HTTPException: the answer is no HTTP, is longer than any should be, or a header cannot be sent; the message may
+            quote the answer (see `client.redact`), never a header of the request.
+    """
+    deadline = time.monotonic() + seconds
+    address = urlsplit(url)
+    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    target = (address.path or "/") + (f"?{address.query}" if address.query else "")
+    sent = False
+    try:
+        with closing(kind(address.hostname or "", address.port, timeout=seconds)) as connection:
+            connection.response_class = _response_until(deadline)
+            connection.request(method, target, body=body, headers=dict(headers))
+            sent = True
+            with connection.getresponse() as response:
+                return response.status, _read(response)
+    except TooLongError as error:
+        said = str(error)
+    except ValueError:
+        said = "the answer is not HTTP" if sent else "the address or a header holds what HTTP cannot send"
+    raise PlainHTTPError(said)
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    body = bytearray()
+    # In blocks, since the standard library makes room at once for all that Content-Length promises.
+    while block := response.read(_BLOCK):
+        body += block
+    return bytes(body)
+
+
+def _response_until(deadline: float) -> type[http.client.HTTPResponse]:
+    class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+            super().__init__(_Timed(sock, deadline), *arguments, **options)  # type: ignore[arg-type]
+
+    return Response
+
+
+class _Timed:
+    """As much of a socket as a response asks for; every read ends at the deadline, and all of them at the limit."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedBytes(self._sock, self._deadline), _BLOCK)
+
+
+class _TimedBytes(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._left = MOST_BODY
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no whole answer in time")
+        self._sock.settimeout(left)
+        count = self._sock.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise TooLongError(f"the answer is longer than {MOST_BODY:,} bytes")
+        return count
