@@ -23,6 +23,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.client.server_numbers import count
+from matrix_graph.models.client.strings import name_in
 from matrix_graph.records import clean
 
 
@@ -194,7 +195,7 @@ def _from_message(message: AIMessage) -> Completion:
 
 
 def _text(value: object) -> str | None:
-    return clean(value) if isinstance(value, str) else None
+    return name_in(value)
 
 
 def _count(value: object) -> int:

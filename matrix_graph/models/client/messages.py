@@ -25,7 +25,7 @@ from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, p
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from matrix_graph.models.client.server_numbers import count
-from matrix_graph.models.client.strings import strict_json
+from matrix_graph.models.client.strings import name_in, strict_json
 
 JSON = dict[str, Any]
 
@@ -102,7 +102,7 @@ def decode_reply(body: JSON) -> ChatResult:
         calls, invalid = _tool_calls(raw.get("tool_calls") or ())
         message = AIMessage(
             content=content or "",
-            id=_text(body.get("id")),
+            id=name_in(body.get("id")),
             usage_metadata=None if generations else usage,
             response_metadata=_metadata(body, choice),
             tool_calls=calls,
@@ -128,7 +128,7 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
         if usage is None:
             return None
         return ChatGenerationChunk(
-            message=AIMessageChunk(content="", id=_text(event.get("id")), usage_metadata=usage, chunk_position="last")
+            message=AIMessageChunk(content="", id=name_in(event.get("id")), usage_metadata=usage, chunk_position="last")
         )
     choice = choices[0]
     delta = choice.get("delta") or {}
@@ -140,7 +140,7 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
     return ChatGenerationChunk(
         message=AIMessageChunk(
             content=content,
-            id=_text(event.get("id")),
+            id=name_in(event.get("id")),
             tool_call_chunks=calls,
             # Only once: LangChain joins the metadata of chunks, and would write the model's name several times over.
             response_metadata=_metadata(event, choice) if finished else {},
@@ -150,8 +150,8 @@ def decode_event(event: JSON) -> ChatGenerationChunk | None:
 
 def _metadata(body: JSON, choice: JSON) -> JSON:
     metadata = {
-        "finish_reason": _text(choice.get("finish_reason")),
-        "model_name": _text(body.get("model")),
+        "finish_reason": name_in(choice.get("finish_reason")),
+        "model_name": name_in(body.get("model")),
         "model_provider": PROVIDER,
     }
     if isinstance(choice.get("logprobs"), dict) and choice["logprobs"]:
@@ -174,10 +174,6 @@ def _usage(usage: JSON | None) -> UsageMetadata | None:
     if cached is not None:
         found["input_token_details"] = InputTokenDetails(cache_read=cached)
     return found
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _tool_calls(raw: Sequence[JSON]) -> tuple[list[ToolCall], list[InvalidToolCall]]:

@@ -91,18 +91,23 @@ class _Timed:
 class _TimedBytes(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open when its connection has let go of it
         self._left = MOST_BODY
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError("no whole answer in time")
-        self._sock.settimeout(left)
-        count = self._sock.recv_into(buffer)
+        self._sock.settimeout(seconds)
+        count = self._raw.readinto(buffer) or 0
         self._left -= count
         if self._left < 0:
             raise TooLongError(f"the answer is longer than {MOST_BODY:,} bytes")
         return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
-from matrix_graph.models.client.strings import clean_text, cleaned
+from matrix_graph.models.client.strings import clean_name, cleaned
 
 MARK = "***"
 QUOTED = 500
@@ -45,7 +45,7 @@ class Redactor:
 
     def __init__(self, *secrets: str | None, mark: str = MARK) -> None:
         self._mark = mark
-        known = {flat for secret in secrets if secret and (flat := _flat(clean_text(secret)))}
+        known = {flat for secret in secrets if secret and (flat := _flat(clean_name(secret)))}
         self._words = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)") for word in known if len(word) < _SHORT]
         spelled = [spelling for secret in known if len(secret) >= _SHORT for spelling in _spellings(secret)]
         self._parts = sorted({part.lower() for spelling in spelled for part in _parts(spelling)})
@@ -80,7 +80,7 @@ class Redactor:
         text = whole[:_READ].decode(errors="replace")
         if len(whole) > _READ:
             text = text[: -4 * _LONGEST_PART]  # the beginning of a secret may stand there
-        text = self(_flat(clean_text(text)))
+        text = self(_flat(clean_name(text)))
         return (text if len(text) <= most else text[:most] + " [...]") or "(nothing)"
 
     def spoken(self, raw: bytes) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 from matrix_graph.errors import ModelRequestError
 from matrix_graph.models.client.http import HTTPClient
 from matrix_graph.models.client.server_numbers import count
+from matrix_graph.models.client.strings import clean_name
 
 JSON = dict[str, Any]
 
@@ -73,4 +74,5 @@ def _cards_in(body: JSON) -> list[JSON]:
     for card in cards:
         if not isinstance(card["id"], str) or not card["id"]:
             raise TypeError("a model's id is no text")
+        card["id"] = clean_name(card["id"])
     return cards

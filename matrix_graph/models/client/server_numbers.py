@@ -14,14 +14,14 @@ LONGEST_WAIT = 60.0
 _MOST = 2**53
 """The largest count that is believed: from there on, floating point numbers skip some."""
 
-_SECONDS = re.compile(r"\d+(?:\.\d*)?", re.ASCII)
+_SECONDS = re.compile(r"-?\d+(?:\.\d*)?", re.ASCII)
 
 
 def seconds(retry_after: str | None) -> float | None:
     """A Retry-After header (RFC 9110, 10.2.3: seconds or a date) in seconds from now; None if absent or odd."""
     text = (retry_after or "").strip()
     if _SECONDS.fullmatch(text):
-        return min(float(text), LONGEST_WAIT)
+        return min(max(float(text), 0.0), LONGEST_WAIT)
     try:
         when = parsedate_to_datetime(text)
         if when.tzinfo is None:

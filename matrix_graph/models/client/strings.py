@@ -1,7 +1,7 @@
 """Strings and JSON data that come from outside, made fit for files, sockets, databases and screens where they enter.
 
-What always holds: lone surrogates and NUL become U+FFFD, everything else stays to the letter; data nested deeper than
-`MOST_DEEP` is refused, so that no recursion further on meets its limit.
+What always holds: lone surrogates become U+FFFD, in names NUL does too, and everything else stays to the letter; data
+nested deeper than `MOST_DEEP` is refused, so that no recursion further on meets its limit.
 """
 
 import json
@@ -16,12 +16,20 @@ MOST_DEEP = 100
 _LARGEST = 2**63
 
 
-def clean_text(text: str) -> str:
-    """`text` with lone surrogates and NUL replaced by U+FFFD: no UTF-8 file takes those, no database takes this."""
+def clean_name(text: str) -> str:
+    """A name, or a text that is quoted: lone surrogates and NUL replaced by U+FFFD.
+
+    No UTF-8 file takes the former, no database and no command line the latter.
+    """
     return clean(text).replace("\0", "\ufffd")
 
 
-def cleaned(value: Any, clean: Callable[[str], str] = clean_text) -> Any:
+def name_in(value: Any) -> str | None:
+    """A name, identifier or the like that a server gives; None if it is no text."""
+    return clean_name(value) if isinstance(value, str) else None
+
+
+def cleaned(value: Any, clean: Callable[[str], str] = clean) -> Any:
     """JSON data with all its strings, and the names in its objects, cleaned; numbers and the like stay.
 
     Args:

@@ -23,11 +23,12 @@ MOST_LINE = 8 * 1024 * 1024
 MOST_STREAM = 256 * 1024 * 1024
 """Bytes of a whole stream. A long reply with many log-probabilities a token has some 100 MB."""
 
+_NO_SECRETS = Redactor()
 _MOST_BRACKETS = 2_000_000
 """Lists and objects in a body: an empty one takes 20 times the memory of its brackets."""
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_NEEDS_CLEANING = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")
-"""In valid UTF-8, surrogates and NUL can only come from an escape."""
+_NEEDS_CLEANING = re.compile(rb"\\u[dD][89a-fA-F]")
+"""In valid UTF-8, surrogates can only come from an escape."""
 
 
 class TooLongError(ValueError):
@@ -51,7 +52,7 @@ def encode(payload: JSON) -> bytes:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
-def decode(raw: bytes, redact: Redactor) -> JSON:
+def decode(raw: bytes, redact: Redactor = _NO_SECRETS) -> JSON:
     """The JSON object in `raw`, its strings cleaned.
 
     Args:
@@ -129,7 +130,7 @@ async def lines(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"".join(parts).rstrip(b"\r")
 
 
-def message_in(raw: bytes, redact: Redactor) -> str:
+def message_in(raw: bytes, redact: Redactor = _NO_SECRETS) -> str:
     """What an error body says, in any usual shape: `{"error": {"message"}}`, `{"error"}`, `{"detail"}` or text.
 
     It comes without secrets, on one line, and cut to a length that a message can quote.

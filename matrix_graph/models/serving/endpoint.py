@@ -14,6 +14,7 @@ from matrix_graph.errors import ServerError
 from matrix_graph.models.client.metrics import parse_counters
 from matrix_graph.models.client.plain_http import PlainHTTPError, exchange
 from matrix_graph.models.client.redact import Redactor, secrets_of
+from matrix_graph.models.client.strings import name_in
 from matrix_graph.models.client.wire import decode
 
 _ADAPTER_SECONDS = 120.0
@@ -99,7 +100,9 @@ class Endpoint:
             raise ServerError(f"The server at {self.base_url} refuses the key. Put the right one into VLLM_API_KEY.")
         try:
             cards = self._decoded(body)["data"]
-            return [ServedModel(str(card["id"]), _text(card.get("parent")), _text(card.get("root"))) for card in cards]
+            return [
+                ServedModel(str(card["id"]), name_in(card.get("parent")), name_in(card.get("root"))) for card in cards
+            ]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ServerError(
                 f"The server at {self.base_url} lists no models (HTTP {status}). Give the address of a vLLM server."
@@ -183,7 +186,3 @@ class Endpoint:
 
     def _redactor(self) -> Redactor:
         return Redactor(*secrets_of(self.api_key, url=self.root_url))
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
