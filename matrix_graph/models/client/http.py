@@ -121,7 +121,7 @@ class HTTPClient:
         Args:
             path: see `url`.
             payload: sent as `wire.encode` has it.
-            read: makes the result of the object; what `_GARBAGE` names means garbage.
+            read: makes the result of the object; LookupError, TypeError, ValueError and the like mean garbage.
 
         Raises:
             ModelRequestError: HTTP 3xx or 4xx (but for 408 and 429); ContextLengthError where the prompt is too long.
