@@ -216,6 +216,23 @@ async def test_nesting_and_digits_without_end_are_garbage(server: ModelServer, b
     assert caught.value.status == 200
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b"data: [DONE]\n\n", b'data: {"choices": []}\n\ndata: [DONE]\n\n', b": nothing\n\n"]
+)
+async def test_a_stream_without_a_reply_is_garbage(server: ModelServer, body: bytes) -> None:
+    server.fail_first(1, Fault(garbage=body))
+    with pytest.raises(ModelUnavailableError, match="stream"):
+        await client(server, streaming=True).ainvoke("hi")
+    server.fail_first(1, Fault(garbage=body))
+    assert (await client(server, streaming=True, give_up_after=5).ainvoke("hi")).text
+
+
+async def test_thousands_of_choices_are_garbage(server: ModelServer) -> None:
+    server.fail_first(1, Fault(garbage=b'{"choices": [' + b'{"message": {"content": "x"}},' * 50_000 + b"{}]}"))
+    with pytest.raises(ModelUnavailableError, match="50001 choices"):
+        await client(server).ainvoke("hi")
+
+
 async def test_half_a_character_in_a_name_ends_nothing(server: ModelServer) -> None:
     def reply(_: Any) -> Fault:
         body = (

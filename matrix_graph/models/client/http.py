@@ -140,12 +140,10 @@ class HTTPClient:
             ModelUnavailableError: as in `post`, or the stream broke off.
         """
         body = encode(payload)
-        count = 0
+        count = 1
         response, first, rest = await self._retried(path, lambda: self._open(path, body, read))
         try:
-            if first is not None:
-                count = 1
-                yield first
+            yield first
             async for item in rest:
                 count += 1
                 yield item
@@ -178,7 +176,7 @@ class HTTPClient:
 
     async def _open(
         self, path: str, body: bytes, read: Callable[[JSON], T | None]
-    ) -> tuple[aiohttp.ClientResponse, T | None, AsyncGenerator[T, None]]:
+    ) -> tuple[aiohttp.ClientResponse, T, AsyncGenerator[T, None]]:
         """Send the request and wait for the first item."""
         http = await session()
         response: aiohttp.ClientResponse | None = None
@@ -192,6 +190,8 @@ class HTTPClient:
                 raise self._refused(path, response.status, raw, response.headers.get("Retry-After"))
             items = self._items(path, response, read)
             first = await anext(items, None)
+            if first is None:
+                raise TryAgainError("HTTP 200 with garbage: the stream holds no reply", status=200)
             opened = True
             return response, first, items
         except _BREAKS as error:

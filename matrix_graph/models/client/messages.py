@@ -34,6 +34,9 @@ PROVIDER = "vllm"
 _NOT_SENT = {"reasoning", "thinking", "tool_call", "invalid_tool_call", "function_call", "server_tool_call"}
 """Content blocks of an assistant message that are not text to send: reasoning stays out, tool calls have a field."""
 
+_MOST_CHOICES = 1000
+"""Of one reply. Each is a message to be made, and the event loop waits meanwhile."""
+
 _PLAIN_ROLES = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant"}
 
 
@@ -92,6 +95,8 @@ def decode_reply(body: JSON) -> ChatResult:
     choices = body["choices"]
     if not isinstance(choices, list) or not choices:
         raise ValueError("no choices in the reply")
+    if len(choices) > _MOST_CHOICES:
+        raise ValueError(f"{len(choices)} choices in the reply")
     usage = _usage(body.get("usage"))
     generations: list[ChatGeneration] = []
     for choice in choices:
