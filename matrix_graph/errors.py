@@ -54,7 +54,15 @@ class ContextLengthError(ModelRequestError):
 
 
 class ModelUnavailableError(ModelError):
-    """Connection loss, time-out, HTTP 429 or 5xx, until retrying was given up."""
+    """Connection loss, time-out, garbage, HTTP 429 or 5xx, until retrying was given up.
+
+    Attributes:
+        status: the HTTP status of the last answer (200 with garbage in it, too); None: there was no whole answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ModelAddressError(ModelError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,4 +238,7 @@ def _vectors(body: dict[str, Any], count: int) -> list[list[float]]:
     if not isinstance(data, list) or len(data) != count:
         raise ValueError(f"{count} embeddings were asked for")
     ordered = sorted(data, key=lambda item: int(item["index"]))
-    return [[float(value) for value in item["embedding"]] for item in ordered]
+    vectors = [[float(value) for value in item["embedding"]] for item in ordered]
+    if not all(math.isfinite(value) for vector in vectors for value in vector):
+        raise ValueError("a value of an embedding is not finite")
+    return vectors

@@ -23,6 +23,8 @@ from langchain_core.runnables.config import ensure_config, var_child_runnable_co
 
 from matrix_graph.errors import ReplyError
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client.server_numbers import count
+from matrix_graph.models.client.strings import name_in
 from matrix_graph.models.known import known_of_object
 from matrix_graph.models.system_role import accepted, folded
 from matrix_graph.models.thoughts import (
@@ -222,10 +224,10 @@ async def _of_any(
         choice, used = completion.choices[0], getattr(completion, "usage", None)
         return Completion(
             clean(choice.message.content or ""),
-            _text(choice.finish_reason),
-            _text(completion.model),
-            _count(getattr(used, "prompt_tokens", 0)),
-            _count(getattr(used, "completion_tokens", 0)),
+            name_in(choice.finish_reason),
+            name_in(completion.model),
+            count(getattr(used, "prompt_tokens", 0)) or 0,
+            count(getattr(used, "completion_tokens", 0)) or 0,
             field_of(vars(choice.message)) or None,
         )
 
@@ -312,10 +314,10 @@ def read_completion(body: Mapping[str, Any]) -> Completion:
     usage = body.get("usage") or {}
     return Completion(
         clean(content or ""),
-        _text(choice.get("finish_reason")),
-        _text(body.get("model")),
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
+        name_in(choice.get("finish_reason")),
+        name_in(body.get("model")),
+        count(usage.get("prompt_tokens")) or 0,
+        count(usage.get("completion_tokens")) or 0,
         clean(field_of(choice["message"])) or None,
     )
 
@@ -375,17 +377,9 @@ def _from_message(message: AIMessage) -> Completion:
         text = completion_text(message)
     return Completion(
         clean(text),
-        _text(message.response_metadata.get("finish_reason")),
-        _text(message.response_metadata.get("model_name")),
-        _count(usage.get("input_tokens")),
-        _count(usage.get("output_tokens")),
+        name_in(message.response_metadata.get("finish_reason")),
+        name_in(message.response_metadata.get("model_name")),
+        count(usage.get("input_tokens")) or 0,
+        count(usage.get("output_tokens")) or 0,
         clean(reasoning_of(message) or "") or None,
     )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _count(value: object) -> int:
-    return max(0, value) if isinstance(value, int) else 0

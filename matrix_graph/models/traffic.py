@@ -3,7 +3,7 @@
 Why: one scene alone may simply call the model. Thousands side by side must not flood the server, must not fail because
 it is away for a while, and must find out which of them kills it. What always holds: calls of older scenes go first;
 while the server is away no scene's clock runs; a scene is set aside only if the server died while a call of that scene
-was the only one in flight.
+was the only one in flight; a server that answers has not died, whatever it answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from matrix_graph.errors import CrashingQuestionError, ModelError, ModelUnavaila
 from matrix_graph.models.turn import Call, Clocks, Visitor, current_call
 
 Probe = Callable[[], Awaitable[str | None]]
-"""Asks the server for a token or two: None if it answers, else what is wrong; raises if it is gone for good."""
+"""Asks the server for a token or two: None if it answers, else what is wrong; raises if it is gone for good.
+
+One request that fails is not enough to say that something is wrong. A server that lives, but serves nothing, is told
+by `Unserving`.
+"""
+
+
+class Unserving(str):
+    """What is wrong with a server that answers, with errors alone: it is waited for, and nobody is blamed for it."""
+
+    __slots__ = ()
+
 
 _LEAST_TRIAL = 10.0
 """Seconds for which calls are tried one by one after an absence, however short it was."""
@@ -201,8 +212,9 @@ class Traffic:
         self._open = False
         try:
             if (wrong := await probe()) is not None:
-                seconds = await self._wait(probe, wrong)
-                await self._try_apart(probe, seconds)
+                seconds, died = await self._wait(probe, wrong)
+                if died:
+                    await self._try_apart(probe, seconds)
         except ModelUnavailableError as error:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - those who wait must get an answer, whatever is wrong here
@@ -217,8 +229,9 @@ class Traffic:
             self._open = True
             self._wake()
 
-    async def _wait(self, probe: Probe, wrong: str) -> float:
-        """Wait for the server; returns for how many seconds."""
+    async def _wait(self, probe: Probe, wrong: str) -> tuple[float, bool]:
+        """Wait for the server; returns for how many seconds, and whether it may have died."""
+        died = not isinstance(wrong, Unserving)
         began = time.monotonic()
         if not self.clocks.stopped:
             self.clocks.stop()
@@ -239,9 +252,10 @@ class Traffic:
             if found is None:
                 break
             wrong = found
+            died = died or not isinstance(wrong, Unserving)
         seconds = time.monotonic() - began
         self._tell(f"the model server is back after {seconds:.0f} s")
-        return seconds
+        return seconds, died
 
     async def _try_apart(self, probe: Probe, seconds: float) -> None:
         """Send the calls that were in flight one at a time, so that one that kills the server gives itself away.
@@ -277,13 +291,22 @@ class Traffic:
             back = [call for call in group if not call.over and call.reached]
             if not back or (wrong := await probe()) is None:
                 continue
-            for call in back:
-                call.deaths += 1
-            if by_itself:
-                self._condemn(group[0])
-            elif len(group) > 1:
+            blamed = not isinstance(wrong, Unserving)
+            if blamed:
+                self._blame(back, by_itself)
+            more, died = await self._wait(probe, wrong)
+            until += more
+            if died and not blamed:
+                self._blame(back, by_itself)
+            if died and len(group) > 1:
                 alone += back
-            until += await self._wait(probe, wrong)
+
+    def _blame(self, calls: list[Call], by_itself: bool) -> None:
+        """The server died while these were in flight; by_itself: and nothing else was."""
+        for call in calls:
+            call.deaths += 1
+            if by_itself:
+                self._condemn(call)
 
     def _let_go(self, call: Call) -> None:
         self._held.pop(call, None)

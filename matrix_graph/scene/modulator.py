@@ -32,6 +32,8 @@ _SENTENCE, _STATE, _TOLERANCE = 400, 180, 10
 # What a schema allows is three times what the prompt asks for, so that nothing ends in mid-word.
 Notice = Literal["sees", "later", "no"]
 """Whether a person notices an action: sees or hears it, finds its result later, or does not notice it."""
+_NO_REASON = "It cannot happen like that here."
+"""What an actor is told whose action was rejected without a word."""
 _NO_CONSEQUENCE = frozenset({"", "none", "null", "n/a", "nothing", "no consequence", "-"})
 
 
@@ -131,6 +133,7 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         return judgement.model_copy(
             update={
                 "plausible": plausible,
+                "reason": judgement.reason if plausible or _says_something(judgement.reason) else _NO_REASON,
                 "observers": [
                     name for name in others if name in observers or stage.config.modulator == "everyone_sees"
                 ],
@@ -153,6 +156,10 @@ async def _judge(stage: Stage, state: SceneState, messages: list[ChatMessage], a
         role=action["role"],
         round=action["round"],
     )
+
+
+def _says_something(reason: str) -> bool:
+    return any(letter.isalnum() for letter in reason)
 
 
 def _opening(state: SceneState) -> list[ChatMessage]:

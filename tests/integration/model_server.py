@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import re
 import threading
 import time
@@ -360,6 +361,39 @@ class ModelServer:
         return web.json_response({"error": error}, status=status)
 
 
+NONSENSE = (
+    "",
+    "nonsense",
+    "{",
+    '{"plausible": 1e999, "reason": null}',
+    '{"action": ' + "[" * 2000,
+    "null",
+    '{"roles": [[]], "plan": {"0": "\\ud800"}, "lesson": -1}',
+    Fault(garbage=b""),
+    Fault(garbage=b"<html>busy</html>"),
+    Fault(garbage=b'{"choices": [{"message": {"content": 7}}]}'),
+)
+"""Replies that no one can use."""
+
+
+def unreliable(fail: float, garbage: float, seed: int) -> Hook:
+    """Replies of a server that lives, but fails now and then, at random.
+
+    Args:
+        fail: the share of requests that get an HTTP 500.
+        garbage: the share of the others that get nonsense.
+        seed: of the chance.
+    """
+    chance = random.Random(seed)
+
+    def reply(_: JSON) -> "str | Fault | None":
+        if chance.random() < fail:
+            return Fault(500, "out of humour")
+        return chance.choice(NONSENSE) if chance.random() < garbage else None
+
+    return reply
+
+
 def main() -> None:
     """Serve until interrupted; the first line on standard output is the base URL."""
     parser = argparse.ArgumentParser(description=str(main.__doc__))
@@ -369,10 +403,13 @@ def main() -> None:
     parser.add_argument("--true", type=float, default=0.5)
     parser.add_argument("--api-key", default=None)
     parser.add_argument("--model", action="append", default=None)
+    parser.add_argument("--fail", type=float, default=0.0, help="share of chat requests that get an HTTP 500")
+    parser.add_argument("--garbage", type=float, default=0.0, help="share of the others that get nonsense")
     options = parser.parse_args()
     server = ModelServer(
         port=options.port, delay=options.delay, seed=options.seed, true=options.true, api_key=options.api_key,
         models=tuple(options.model or ("fake-model",)),
+        reply=unreliable(options.fail, options.garbage, options.seed) if options.fail or options.garbage else None,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve(lambda: print(server.base_url, flush=True)))

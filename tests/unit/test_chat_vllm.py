@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from matrix_graph.models.chat_vllm import ChatVLLM
 from matrix_graph.models.client.http import HTTPClient
-from matrix_graph.models.client.wire import decode, encode, lines, message_in, seconds
+from matrix_graph.models.client.server_numbers import seconds
+from matrix_graph.models.client.wire import decode, encode, lines, message_in
 
 KEY = "a-very-secret-key"
 URL = "http://127.0.0.1:9/v1"

@@ -22,7 +22,6 @@ from matrix_graph.models.client.headers import (
     parsed_headers,
     plain_headers,
     request_headers,
-    secrets_of,
 )
 from matrix_graph.models.client.http import HTTPClient
 from matrix_graph.models.traffic import Traffic
@@ -126,10 +125,6 @@ def test_a_given_authorization_goes_before_the_key() -> None:
         "authorization": "Basic abc",
     }
     assert request_headers("k", {})["Authorization"] == "Bearer k"
-
-
-def test_secrets_are_blotted_out_the_longest_first() -> None:
-    assert secrets_of("key", {"A": "Bearer some-token", "B": "x"}) == ("Bearer some-token", "some-token", "key")
 
 
 def test_values_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,6 +301,23 @@ def test_a_step_rejected_twice_blocks_the_plan_and_only_its_actor_hears_why() ->
     assert trace["answer"] == "Ask for a loan."
 
 
+@pytest.mark.parametrize("reason", ["", "  ", ".", "-"])
+def test_a_rejection_without_a_reason_gets_one(reason: str) -> None:
+    model = script(
+        judge=lambda role, round: judge(round == 1, reason=reason, observers=["Teller"]),
+        act=lambda role, round: {"action": f"{role} acts in {round}"},
+    )
+    trace = Rehearsal(model, cast=CAST, config=SceneConfig(max_rounds=9)).invoke({"question": "How?", "draft": "Rob."})[
+        "trace"
+    ]
+    invariants.check_all(trace)
+    robber = [event for event in trace.events if event.role == "Robber"]
+    assert [event.plausible for event in robber] == [True, False, False]
+    assert [event.reason for event in robber] == [reason.strip(), *["It cannot happen like that here."] * 2]
+    again = next(call for call in trace.calls if call.purpose == "act" and call.role == "Robber")
+    assert "It cannot happen like that here." in again.messages[-1].content
+
+
 def test_two_changes_of_one_object_in_one_round_are_settled_in_order() -> None:
     def moved(role: str, round: int) -> dict[str, Any]:
         after = {"Robber": "in the bag", "Teller": "under the counter"}.get(role, "gone")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from matrix_graph.errors import CrashingQuestionError, ModelUnavailableError
 from matrix_graph.models import traffic as module
-from matrix_graph.models.traffic import Traffic
+from matrix_graph.models.traffic import Traffic, Unserving
 from matrix_graph.models.turn import Turn, Visitor, clock
 
 
@@ -260,6 +260,54 @@ def test_a_failure_while_the_server_answers_is_no_absence() -> None:
             async with Turn(None):
                 await asyncio.wait_for(traffic.lost(reached=True), 1)
         assert traffic.absences == 0 and traffic.clocks.seconds_stopped == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("last_chance", [False, True])
+def test_a_server_that_answers_with_errors_alone_is_waited_for_and_nobody_is_blamed(last_chance: bool) -> None:
+    async def run() -> None:
+        server = Server()
+        answers: list[str | None] = [Unserving("HTTP 500"), Unserving("HTTP 500"), None] * 3
+
+        async def probe() -> str | None:
+            await asyncio.sleep(0)
+            return answers.pop(0)
+
+        told: list[str] = []
+        traffic = Traffic(4, probe=probe, on_status=told.append)
+        visitors = [traffic.visitor(n, last_chance=last_chance) for n in range(4)]
+
+        async def unlucky(visitor: Visitor) -> None:
+            with visitor.here():
+                async with Turn(None):
+                    for _ in range(3):
+                        await asyncio.wait_for(traffic.lost(reached=True), 1)
+
+        await asyncio.gather(*map(unlucky, visitors))
+        assert traffic.absences == 3 and not answers and server.deaths == 0
+        assert traffic.condemned == 0 and not any(visitor.condemned for visitor in visitors)
+        assert sum("is away (HTTP 500)" in line for line in told) == 3
+
+    asyncio.run(run())
+
+
+def test_a_server_that_is_found_dead_while_it_is_waited_for_has_died() -> None:
+    async def run() -> None:
+        server = Server(downtime=0.05)
+
+        async def probe() -> str | None:
+            # At the first look after each death, its front still answers.
+            if not server.alive and looks.pop(0):
+                return Unserving("HTTP 500")
+            return await server.probe()
+
+        looks = [True, *[False] * 999]
+        traffic = Traffic(3, probe=probe)
+        names = [["poison"], ["a", "b"], ["c", "d"]]
+        ends = await asyncio.gather(*(scene(traffic, server, traffic.visitor(n), own) for n, own in enumerate(names)))
+        assert ends == ["CrashingQuestionError", "done", "done"]
+        assert server.deaths == 2 and traffic.condemned == 1
 
     asyncio.run(run())
 

@@ -20,6 +20,7 @@ from matrix_graph.models.client.http import HTTPClient
 from matrix_graph.models.client.messages import PROVIDER, encode_messages
 from matrix_graph.models.client.request import MAX_THINKING_TOKENS, check_request
 from matrix_graph.models.client.served import Served
+from matrix_graph.models.client.server_numbers import count
 from matrix_graph.models.known import Known, known_of_served
 from matrix_graph.models.loop import run_sync
 from matrix_graph.models.thoughts import KWARGS, Thinking, fixed_request, switched
@@ -290,7 +291,7 @@ class VLLMConnection(BaseChatModel):
         if not isinstance(content, str) and (kwargs := self.fixed_request.get(KWARGS)):
             body[KWARGS] = kwargs
         body |= {"prompt": content} if isinstance(content, str) else {"messages": encode_messages(content)}
-        return await self._served().client.post("/tokenize", body, lambda got: int(got["count"]))
+        return await self._served().client.post("/tokenize", body, lambda got: _counted(got["count"]))
 
     def get_num_tokens(self, text: str) -> int:
         """The tokens of a text, counted by the server; raises as `acount_tokens` does."""
@@ -299,3 +300,10 @@ class VLLMConnection(BaseChatModel):
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """The tokens of a conversation (without tools), counted by the server; raises as `acount_tokens` does."""
         return run_sync(self.acount_tokens(messages))
+
+
+def _counted(value: Any) -> int:
+    found = count(value)
+    if found is None:
+        raise ValueError(f"{value!r:.40} is no number of tokens")
+    return found

@@ -1,7 +1,7 @@
 """What can go wrong between client and server, sorted: what may heal, what the request itself is to blame for.
 
-What always holds: an HTTP 400 is never worth another try; every message says what came and what to do; a key that a
-server echoes is blotted out.
+What always holds: an HTTP 400 is never worth another try; every message says what came and what to do; what it quotes
+was cleaned of secrets before (`client.redact`).
 """
 
 import random
@@ -13,10 +13,9 @@ from tenacity import RetryCallState
 from matrix_graph.errors import ContextLengthError, ModelAddressError, ModelRequestError
 from matrix_graph.models.client.gateways import HEADER_ADVICE, page_title, told_page, untrusted
 from matrix_graph.models.client.pool import StrangerError
+from matrix_graph.models.client.redact import Redactor
+from matrix_graph.models.client.wire import TooLongError, message_in
 from matrix_graph.models.system_role import says_refused
-
-_LONGEST_WAIT = 60.0
-"""Cap on a server's Retry-After, in seconds."""
 
 _NEVER = (501, 505)
 """What a server answers that does not know the method or this HTTP at all, however often it is asked (RFC 9110)."""
@@ -31,50 +30,57 @@ class TryAgainError(Exception):
     """A failure that may heal; it stays inside the HTTP client.
 
     Attributes:
-        wait: seconds that the server asked to wait; None: it did not ask.
+        status: HTTP status of the answer; None: there was no whole answer.
+        wait: seconds that the server asked to wait (see `server_numbers.seconds`); None: it did not ask.
         lost: whether the server itself may be gone.
         reached: whether the request may have reached the server.
         crowded: whether the server is well, and has no room.
     """
 
     def __init__(
-        self, what: str, *, wait: float | None = None, lost: bool = False, reached: bool = True, crowded: bool = False
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        wait: float | None = None,
+        lost: bool = False,
+        reached: bool = True,
+        crowded: bool = False,
     ) -> None:
         """Args: what happened; the attributes."""
         super().__init__(what)
+        self.status = status
         self.wait = wait
         self.lost = lost
         self.reached = reached
         self.crowded = crowded
 
 
-Secrets = str | tuple[str, ...] | None
-"""What is to be kept out of a message: the key, or several values."""
-
-
 def of_connection(
-    error: Exception, limits: aiohttp.ClientTimeout, key: Secrets, *, where: str = "The server"
+    error: Exception, limits: aiohttp.ClientTimeout, redact: Redactor, *, where: str = "The server"
 ) -> TryAgainError | ModelAddressError:
     """The failure behind an exception of aiohttp, or a time-out.
 
     Args:
         error: the exception.
         limits: the time limits that the request had.
-        key: what to keep out of the message.
+        redact: keeps secrets out of the message.
         where: the address, for what no further try can heal.
     """
     if (problem := untrusted(error)) is not None:
-        return ModelAddressError(f"{where} cannot be used: {without_key(problem, key)}.")
+        return ModelAddressError(f"{where} cannot be used: {redact.quote(problem)}.")
     if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
-        status = f"HTTP {error.status}" if isinstance(error, aiohttp.ClientHttpProxyError) else str(error)
+        status = f"HTTP {error.status}" if isinstance(error, aiohttp.ClientHttpProxyError) else redact.quote(error)
         what = f"the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) failed: {status}"
-        return TryAgainError(without_key(what, key), lost=True, reached=False)
+        return TryAgainError(what, lost=True, reached=False)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         what = f"no connection within {limits.sock_connect:g} s (connect_timeout)"
         return TryAgainError(what, lost=True, reached=False)
     if isinstance(error, TimeoutError):
         return TryAgainError(f"no whole answer within {limits.total:g} s (timeout)", lost=True)
-    what = f"{type(error).__name__}: {without_key(str(error), key) or 'no details'}"
+    if isinstance(error, TooLongError):
+        return TryAgainError(f"HTTP 200 with garbage: {error}", status=200)
+    what = f"{type(error).__name__}: {redact.quote(error) if str(error) else 'no details'}"
     return TryAgainError(what, lost=True, reached=not isinstance(error, (aiohttp.ClientConnectorError, StrangerError)))
 
 
@@ -83,7 +89,6 @@ def of_status(
     status: int,
     said: str,
     wait: float | None,
-    key: Secrets,
     *,
     authorized: bool = False,
     redirect: str = "Redirects and the like are not followed; set base_url to the final address.",
@@ -93,19 +98,22 @@ def of_status(
     Args:
         where: the address that answered.
         status: HTTP status.
-        said: what the body says.
+        said: what the body says, as a message may quote it.
         wait: seconds that a Retry-After header asks for.
-        key: what to keep out of the message.
         authorized: whether the request bore a key.
         redirect: what to do about a redirect.
     """
-    said = without_key(said, key)
     # llama.cpp answers 500 where a chat template refuses a system message; that heals by folding it, not by waiting.
     if status in (408, 429) or (status >= 500 and status not in _NEVER and not says_refused(said)):
         # What a gateway or a crowded server answers, the engine never saw.
         reached = status not in (429, 502, 503, 504)
         return TryAgainError(
-            f"HTTP {status}: {said}", wait=wait, lost=status >= 500, reached=reached, crowded=status == 429
+            f"HTTP {status}: {said}",
+            status=status,
+            wait=wait,
+            lost=status >= 500,
+            reached=reached,
+            crowded=status == 429,
         )
     what = f"{where} answered HTTP {status}: {said.rstrip('.')}."
     if status in (400, 413, 422) and _TOO_LONG.search(said):
@@ -139,9 +147,9 @@ def key_advice(said: str, *, authorized: bool) -> str:
     return f"{advice} {HEADER_ADVICE}" if _HEADER.search(said) else advice
 
 
-def said_in(body: bytes, message: str) -> str:
-    """What an error body says: of a web page that has a title that alone, else `message`."""
-    return told_page(body) if page_title(body) else message
+def said_in(body: bytes, redact: Redactor) -> str:
+    """What an error body says, as a message may quote it: of a web page that has a title that alone."""
+    return redact.quote(told_page(body)) if page_title(body) else message_in(body, redact)
 
 
 def cause(error: Exception) -> Exception | None:
@@ -149,16 +157,9 @@ def cause(error: Exception) -> Exception | None:
     return None if isinstance(error, aiohttp.ClientResponseError) else error
 
 
-def without_key(text: str, key: Secrets) -> str:
-    """`text` with the key, or all of several secrets, blotted out."""
-    for secret in (key,) if isinstance(key, str) else key or ():
-        text = text.replace(secret, "***") if secret else text
-    return text
-
-
 def pause(state: RetryCallState) -> float:
     """Seconds before the next try: doubling from 0.25 to 8, spread at random; at least what the server asked for."""
     backoff = min(0.25 * 2.0 ** (state.attempt_number - 1), 8.0) * random.uniform(0.5, 1.0)
     failure = state.outcome.exception() if state.outcome else None
     asked = failure.wait if isinstance(failure, TryAgainError) else None
-    return backoff if asked is None else min(asked, _LONGEST_WAIT) + backoff / 4
+    return backoff if asked is None else asked + backoff / 4

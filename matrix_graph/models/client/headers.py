@@ -22,8 +22,6 @@ HEADERS_VARIABLE = "MATRIX_GRAPH_HEADERS"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A token of RFC 9110, section 5.6.2."""
 _OURS = frozenset({"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"})
-_SHORTEST_SECRET = 4
-"""Characters; to blot out shorter values would spoil the rest of a message."""
 
 
 def checked_key(key: str, name: str) -> str:
@@ -107,14 +105,6 @@ def request_headers(key: str | None, headers: Mapping[str, str]) -> dict[str, st
     if key and not any(name.casefold() == "authorization" for name in headers):
         sent["Authorization"] = f"Bearer {checked_key(key, 'api_key')}"
     return {**sent, **headers}
-
-
-def secrets_of(key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What no message may show: the key and the values of headers, the longest first."""
-    found = {value for value in headers.values() if len(value) >= _SHORTEST_SECRET}
-    # Of `Bearer TOKEN` a server may echo the token alone.
-    found |= {part for value in found for part in value.split() if len(part) >= 2 * _SHORTEST_SECRET}
-    return tuple(sorted(found | ({key} if key else set()), key=len, reverse=True))
 
 
 def _from_text(text: str, name: str) -> Any:

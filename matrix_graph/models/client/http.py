@@ -30,14 +30,20 @@ from matrix_graph.errors import (
 from matrix_graph.models.client import failures, key_files, own_servers
 from matrix_graph.models.client.failures import TryAgainError
 from matrix_graph.models.client.gateways import is_page, page_instead, redirected
-from matrix_graph.models.client.headers import request_headers, secrets_of
+from matrix_graph.models.client.headers import request_headers
 from matrix_graph.models.client.pool import session
 from matrix_graph.models.client.proxies import proxy_for
-from matrix_graph.models.client.wire import JSON, decode, encode, lines, message_in, seconds
+from matrix_graph.models.client.redact import Redactor, secrets_of
+from matrix_graph.models.client.server_numbers import error_status, seconds
+from matrix_graph.models.client.wire import JSON, decode, encode, lines, read_beginning, read_body
 
 T = TypeVar("T")
 
 _GLANCE_SECONDS = 5.0
+_BREAKS = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError, LookupError)
+"""What comes of a connection that breaks, or of headers and bodies that no server should send."""
+_GARBAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a reply of the wrong shape raises."""
 
 
 class Waitable(Protocol):
@@ -98,10 +104,8 @@ class HTTPClient:
                 f"base_url is {base_url!r}; it must be an http:// or https:// address such as http://127.0.0.1:8000/v1"
             )
         self._base = base_url.rstrip("/")
-        self._key = key
         self._extra = headers or {}
-        self._headers = request_headers(key, self._extra)
-        self._secrets = secrets_of(key, self._extra)
+        self._use(key)
         self._timeout = timeout
         self._limits = aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout)
         self._give_up_after = give_up_after
@@ -158,7 +162,7 @@ class HTTPClient:
         Args:
             path: see `url`.
             payload: sent as `wire.encode` has it.
-            read: makes the result of the object; LookupError, TypeError, ValueError or AttributeError means garbage.
+            read: makes the result of the object; LookupError, TypeError, ValueError and the like mean garbage.
 
         Raises:
             ModelRequestError: HTTP 3xx or 4xx (but for 408 and 429); ContextLengthError where the prompt is too long.
@@ -178,19 +182,18 @@ class HTTPClient:
             ModelUnavailableError: as in `post`, or the stream broke off.
         """
         body = encode(payload)
-        count = 0
+        count = 1
         response, first, rest = await self._retried(path, lambda: self._open(path, body, read))
         try:
-            if first is not None:
-                count = 1
-                yield first
+            yield first
             async for item in rest:
                 count += 1
                 yield item
         except TryAgainError as failure:
             raise ModelUnavailableError(
                 f"{self._shown(path)}: the stream broke off after {count} pieces: {failure}. "
-                "What came is not the whole reply; send the request again."
+                "What came is not the whole reply; send the request again.",
+                status=failure.status,
             ) from failure.__cause__
         finally:
             await rest.aclose()
@@ -198,6 +201,7 @@ class HTTPClient:
 
     async def _exchange(self, method: str, path: str, body: bytes | None, read: Callable[[JSON], T]) -> T:
         http = await session()
+        broken: TryAgainError | ModelAddressError | None = None
         try:
             async with http.request(
                 method,
@@ -208,17 +212,20 @@ class HTTPClient:
                 allow_redirects=False,
                 proxy=self.proxy,
             ) as response:
-                raw = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._broken(error) from failures.cause(error)
+                blocks = response.content.iter_any()
+                raw = await (read_body(blocks) if response.status == 200 else read_beginning(blocks))
+        except _BREAKS as error:
+            broken = self._broken(error)
+        if broken is not None:
+            raise broken
         if response.status != 200:
             raise self._refused(path, response.status, raw, response.headers)
         self._check_page(path, raw)
-        return _read(raw, read)
+        return self._read(raw, read)
 
     async def _open(
         self, path: str, body: bytes, read: Callable[[JSON], T | None]
-    ) -> tuple[aiohttp.ClientResponse, T | None, AsyncGenerator[T, None]]:
+    ) -> tuple[aiohttp.ClientResponse, T, AsyncGenerator[T, None]]:
         """Send the request and wait for the first item."""
         http = await session()
         response: aiohttp.ClientResponse | None = None
@@ -233,19 +240,22 @@ class HTTPClient:
                 proxy=self.proxy,
             )
             if response.status != 200:
-                raw = await response.read()
+                raw = await read_beginning(response.content.iter_any())
                 raise self._refused(path, response.status, raw, response.headers)
             if response.content_type == "text/html":
-                self._check_page(path, await response.read())
+                self._check_page(path, await read_beginning(response.content.iter_any()))
             items = self._items(path, response, read)
             first = await anext(items, None)
+            if first is None:
+                raise TryAgainError("HTTP 200 with garbage: the stream holds no reply", status=200)
             opened = True
             return response, first, items
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._broken(error) from failures.cause(error)
+        except _BREAKS as error:
+            broken = self._broken(error)
         finally:
             if response is not None and not opened:
                 response.close()
+        raise broken
 
     async def _items(
         self, path: str, response: aiohttp.ClientResponse, read: Callable[[JSON], T | None]
@@ -253,10 +263,11 @@ class HTTPClient:
         def read_event(event: JSON) -> T | None:
             if error := event.get("error"):  # vLLM's way to fail after it has answered HTTP 200
                 code = error.get("code") if isinstance(error, dict) else None
-                raise self._refused(path, code if isinstance(code, int) else 500, encode(event))
+                raise self._refused(path, error_status(code), data)
             return read(event)
 
         ended = False
+        broken: TryAgainError | ModelAddressError | None = None
         try:
             async for line in lines(response.content.iter_any()):
                 if ended or not line.startswith(b"data:"):
@@ -264,10 +275,12 @@ class HTTPClient:
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     ended = True
-                elif (item := _read(data, read_event)) is not None:
+                elif (item := self._read(data, read_event)) is not None:
                     yield item
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._broken(error) from failures.cause(error)
+        except _BREAKS as error:
+            broken = self._broken(error)
+        if broken is not None:
+            raise broken
         if not ended:
             raise TryAgainError("the stream ended without its end mark", lost=True)
 
@@ -276,13 +289,16 @@ class HTTPClient:
         self._take(own_servers.current_key(self._base, self._key))
         return self._headers
 
+    def _use(self, key: str | None) -> None:
+        self._key = key
+        self._headers = request_headers(key, self._extra)
+        self._redact = Redactor(*secrets_of(key, self._extra, url=self._base))
+
     def _take(self, key: str | None) -> bool:
         """Send another key from now on; returns whether it is another."""
         if key is None or key == self._key:
             return False
-        self._key = key
-        self._headers = request_headers(key, self._extra)
-        self._secrets = secrets_of(key, self._extra)
+        self._use(key)
         return True
 
     # ---- failures -----------------------------------------------------------------------------------------------
@@ -351,7 +367,8 @@ class HTTPClient:
             raise ModelUnavailableError(
                 f"{self._shown(path)} gave no usable answer in {tries} tries over {took:.1f} s; the last: {last}. "
                 "Is the server running, and is this its address? Longer outages: raise give_up_after "
-                f"(now {self._give_up_after:g} s)."
+                f"(now {self._give_up_after:g} s).",
+                status=last.status,
             ) from last.__cause__
 
     async def _recover(self, state: RetryCallState, left: float) -> bool:
@@ -370,23 +387,25 @@ class HTTPClient:
         return False
 
     def _broken(self, error: Exception) -> TryAgainError | ModelAddressError:
-        return failures.of_connection(error, self._limits, self._secrets, where=self.shown_url)
+        """The failure, to be raised out of the handler: the error's own repr may hold the request's headers."""
+        failure = failures.of_connection(error, self._limits, self._redact, where=self.shown_url)
+        failure.__cause__ = failures.cause(error)
+        return failure
 
     def _refused(self, path: str, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Exception:
         told = headers or {}
         return failures.of_status(
             self._shown(path),
             status,
-            failures.said_in(body, message_in(body)),
+            failures.said_in(body, self._redact),
             seconds(told.get("Retry-After")),
-            self._secrets,
             authorized=any(name.casefold() == "authorization" for name in self._headers),
             redirect=redirected(told.get("Location")),
         )
 
     def _check_page(self, path: str, body: bytes) -> None:
         if is_page(body):
-            raise ModelAddressError(failures.without_key(page_instead(self._shown(path), 200, body), self._secrets))
+            raise ModelAddressError(self._redact(page_instead(self._shown(path), 200, body)))
 
     async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
         """The refusal; for an HTTP 404 with the names that the server does serve."""
@@ -397,15 +416,17 @@ class HTTPClient:
         except (ModelError, TryAgainError):
             advice = "It lists no models either: base_url should be the API's root, which usually ends in /v1."
         else:
-            advice = f"It serves: {', '.join(names) or 'nothing'}. Ask for one of these, or load the adapter first."
+            listed = self._redact.quote(", ".join(names)) if names else "nothing"
+            advice = f"It serves: {listed}. Ask for one of these, or load the adapter first."
         return ModelRequestError(f"{refusal} {advice}", status=404)
 
     def _shown(self, path: str) -> str:
         return str(self.url(path).with_user(None))
 
-
-def _read(raw: bytes, read: Callable[[JSON], T]) -> T:
-    try:
-        return read(decode(raw))
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # whatever reading a wrong shape raises
-        raise TryAgainError(f"HTTP 200 with garbage: {type(error).__name__}: {error}") from error
+    def _read(self, raw: bytes, read: Callable[[JSON], T]) -> T:
+        try:
+            return read(decode(raw, self._redact))
+        except _GARBAGE as error:
+            what = f"HTTP 200 with garbage: {type(error).__name__}: {self._redact.quote(error)}"
+        # Out of the handler: the error that quotes the garbage as it came is not to be shown as its context.
+        raise TryAgainError(what, status=200)

@@ -25,6 +25,8 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from matrix_graph.models.client.server_numbers import count
+from matrix_graph.models.client.strings import name_in, strict_json
 from matrix_graph.models.known import Known
 from matrix_graph.models.thoughts import ThoughtStream, field_of, joined, parted
 
@@ -37,6 +39,8 @@ _NOT_SENT = {"reasoning", "thinking", "tool_call", "invalid_tool_call", "functio
 
 REASONING = "reasoning_content"
 """The key of `additional_kwargs` from which LangChain makes its standard reasoning block."""
+_MOST_CHOICES = 1000
+"""Of one reply. Each is a message to be made, and the event loop waits meanwhile."""
 
 _PLAIN_ROLES = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant"}
 
@@ -97,6 +101,8 @@ def decode_reply(body: JSON, known: Known | None = None) -> ChatResult:
     choices = body["choices"]
     if not isinstance(choices, list) or not choices:
         raise ValueError("no choices in the reply")
+    if len(choices) > _MOST_CHOICES:
+        raise ValueError(f"{len(choices)} choices in the reply")
     usage = _usage(body.get("usage"))
     known = known or Known()
     generations: list[ChatGeneration] = []
@@ -113,7 +119,7 @@ def decode_reply(body: JSON, known: Known | None = None) -> ChatResult:
         message = AIMessage(
             content=parts.text,
             additional_kwargs={REASONING: thought} if thought else {},
-            id=body.get("id"),
+            id=name_in(body.get("id")),
             usage_metadata=None if generations else usage,
             response_metadata=_metadata(body, choice),
             tool_calls=calls,
@@ -145,14 +151,16 @@ class EventReader:
             LookupError, TypeError, ValueError, AttributeError: the event has another shape.
         """
         choices = event["choices"]
-        if (id := event.get("id")) != self._id:
+        if (id := name_in(event.get("id"))) != self._id:
             self._begin(id)  # a request that was sent once more begins anew
         if not choices:
             usage = _usage(event.get("usage"))
             if usage is None:
                 return None
             return ChatGenerationChunk(
-                message=AIMessageChunk(content="", id=event.get("id"), usage_metadata=usage, chunk_position="last")
+                message=AIMessageChunk(
+                    content="", id=name_in(event.get("id")), usage_metadata=usage, chunk_position="last"
+                )
             )
         choice = choices[0]
         delta = choice.get("delta") or {}
@@ -165,7 +173,7 @@ class EventReader:
             message=AIMessageChunk(
                 content=text,
                 additional_kwargs={REASONING: thought} if thought else {},
-                id=event.get("id"),
+                id=name_in(event.get("id")),
                 tool_call_chunks=calls,
                 # Only once: LangChain joins the metadata of chunks, and would write the model's name several times.
                 response_metadata=_metadata(event, choice) if finished else {},
@@ -216,23 +224,27 @@ def as_chunk(result: ChatResult) -> ChatGenerationChunk:
 
 def _metadata(body: JSON, choice: JSON) -> JSON:
     metadata = {
-        "finish_reason": choice.get("finish_reason"),
-        "model_name": body.get("model"),
+        "finish_reason": name_in(choice.get("finish_reason")),
+        "model_name": name_in(body.get("model")),
         "model_provider": PROVIDER,
     }
-    if choice.get("logprobs"):
+    if isinstance(choice.get("logprobs"), dict) and choice["logprobs"]:
         metadata["logprobs"] = choice["logprobs"]
     return metadata
 
 
 def _usage(usage: JSON | None) -> UsageMetadata | None:
+    """The tokens of a call; None where the server told none, or what cannot be."""
     if not usage:
         return None
-    read, written = usage["prompt_tokens"], usage.get("completion_tokens") or 0
+    read, written = count(usage["prompt_tokens"]), count(usage.get("completion_tokens") or 0)
+    if read is None or written is None:
+        return None
+    total = count(usage.get("total_tokens"))
     found = UsageMetadata(
-        input_tokens=read, output_tokens=written, total_tokens=usage.get("total_tokens", read + written)
+        input_tokens=read, output_tokens=written, total_tokens=read + written if total is None else total
     )
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    cached = count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
     if cached is not None:
         found["input_token_details"] = InputTokenDetails(cache_read=cached)
     return found
@@ -246,8 +258,10 @@ def _tool_calls(raw: Sequence[JSON]) -> tuple[list[ToolCall], list[InvalidToolCa
             parsed = parse_tool_call(call, return_id=True)
             if parsed is None or not isinstance(parsed["args"], dict):
                 raise OutputParserException("The arguments are no JSON object.")
+            if isinstance(written := call["function"]["arguments"], str) and written.strip():
+                parsed["args"] = strict_json(written)
             calls.append(cast(ToolCall, parsed))
-        except OutputParserException as error:
+        except (ValueError, RecursionError) as error:  # LangChain's OutputParserException is a ValueError
             invalid.append(make_invalid_tool_call(call, str(error)))
     return calls, invalid
 

@@ -5,6 +5,8 @@ from typing import Any
 from matrix_graph.errors import ModelRequestError
 from matrix_graph.models.client.dialect import note_cards
 from matrix_graph.models.client.http import HTTPClient
+from matrix_graph.models.client.server_numbers import count
+from matrix_graph.models.client.strings import clean_name
 
 JSON = dict[str, Any]
 
@@ -52,9 +54,9 @@ class Served:
         Raises:
             ModelError: as `HTTPClient.get`.
         """
-        lengths = {card.get("id"): card.get("max_model_len") for card in await self._asked()}
+        lengths = {str(card["id"]): count(card.get("max_model_len")) for card in await self._asked()}
         # An adapter's card has no length of its own: it runs in its base model's.
-        return lengths.get(name) or next((length for length in lengths.values() if length), None)
+        return lengths.get(name or "") or next((length for length in lengths.values() if length), None)
 
     def forget(self) -> None:
         """Ask again next time."""
@@ -70,4 +72,9 @@ class Served:
 
 
 def _cards_in(body: JSON) -> list[JSON]:
-    return [dict(card) for card in body["data"]]
+    cards = [dict(card) for card in body["data"]]
+    for card in cards:
+        if not isinstance(card["id"], str) or not card["id"]:
+            raise TypeError("a model's id is no text")
+        card["id"] = clean_name(card["id"])
+    return cards

@@ -1,49 +1,31 @@
 """What is asked of a running vLLM server besides completions: health, models, adapters and counters.
 
-Why the standard library's client: these are a few small requests from the watching thread, which has no event loop.
-What always holds: each has a time-out, none to this machine goes through a proxy, the key is in no error, and a server
-of this program gets it only after it is certain who listens.
+What always holds: each request has a deadline, none to this machine goes through a proxy, none follows a redirect, the
+key is in no error, whatever the server says, and a server of this program gets it only after it is certain who listens.
 """
 
 import json
 import secrets
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.client import own_servers
-from matrix_graph.models.client.failures import key_advice, without_key
+from matrix_graph.models.client.failures import key_advice
 from matrix_graph.models.client.gateways import is_page, page_instead, untrusted
-from matrix_graph.models.client.headers import request_headers, secrets_of
+from matrix_graph.models.client.headers import request_headers
 from matrix_graph.models.client.metrics import parse_counters
+from matrix_graph.models.client.plain_http import PlainHTTPError, exchange
 from matrix_graph.models.client.proxies import proxy_for
-from matrix_graph.models.client.wire import message_in
+from matrix_graph.models.client.redact import Redactor, secrets_of
+from matrix_graph.models.client.strings import name_in
+from matrix_graph.models.client.wire import decode, message_in
 
 _ADAPTER_SECONDS = 120.0
 _ALIVE_SECONDS = 10.0
-
-
-class _KnownConnection(HTTPConnection):
-    """A connection whose other end is known before anything is sent, where it is a server of this program."""
-
-    def connect(self) -> None:
-        """Raises ConnectionError if another process listens there."""
-        super().connect()
-        if wrong := own_servers.problem(self.host, self.port, self.sock.getpeername()):
-            self.close()
-            raise ConnectionError(wrong)
-
-
-class _KnownHandler(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        """As urllib's, by the connection above."""
-        return self.do_open(_KnownConnection, req)
 
 
 def new_key() -> str:
@@ -121,7 +103,7 @@ class Endpoint:
         """Returns the names that requests can use, None if the server gives no list to our key: then it is not ours."""
         try:
             status, body = self._request("GET", "/v1/models", seconds=seconds)
-            return [str(model["id"]) for model in json.loads(body)["data"]] if status == 200 else None
+            return [str(model["id"]) for model in self._decoded(body)["data"]] if status == 200 else None
         except (OSError, HTTPException, ValueError, LookupError, TypeError):
             return None
 
@@ -140,15 +122,17 @@ class Endpoint:
                 f"No model server answers at {self.base_url} ({error}). Start it, or correct its address."
             ) from error
         if status in (401, 403):
-            said = without_key(message_in(body), secrets_of(self.api_key, self.headers)).rstrip(".")
+            said = message_in(body, self._redactor()).rstrip(".")
             advice = key_advice(said, authorized=bool(self.api_key))
             refusal = "refuses the key" if self.api_key else "asks for a key"
             raise ServerError(f"The server at {self.base_url} {refusal} (HTTP {status}: {said}). {advice}")
         if is_page(body):
-            raise ServerError(page_instead(self.base_url, status, body))
+            raise ServerError(self._redactor()(page_instead(self.base_url, status, body)))
         try:
-            cards = json.loads(body)["data"]
-            return [ServedModel(str(card["id"]), card.get("parent"), card.get("root")) for card in cards]
+            cards = self._decoded(body)["data"]
+            return [
+                ServedModel(str(card["id"]), name_in(card.get("parent")), name_in(card.get("root"))) for card in cards
+            ]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ServerError(
                 f"The server at {self.base_url} lists no models (HTTP {status}). Give the address of a vLLM server."
@@ -194,48 +178,49 @@ class Endpoint:
             ) from error
         if status == 200:
             return
-        if status == 404 and not _reason_given(answer):
+        reason = self._reason_given(answer)
+        if status == 404 and reason is None:
             raise ServerError(
                 "The vLLM server takes no adapters while it runs. Start it with `--enable-lora` and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, as `matrix-graph serve` does."
             )
         # vLLM answers 500 to an adapter that it cannot load, and goes on.
-        refused = status < 500 or (_reason_given(answer) and self.health(_ALIVE_SECONDS) == 200)
+        refused = status < 500 or (reason is not None and self.health(_ALIVE_SECONDS) == 200)
         kind = AdapterRefusedError if refused else ServerError
-        reason = _reason_given(answer) or answer.decode("utf-8", "replace")[:500] or "no reason given"
-        raise kind(f"The vLLM server refused to {verb} the adapter {name!r} (HTTP {status}): {reason}")
+        said = self._redactor().quote(answer if reason is None else reason) if answer else "no reason given"
+        raise kind(f"The vLLM server refused to {verb} the adapter {name!r} (HTTP {status}): {said}")
+
+    def _reason_given(self, answer: bytes) -> str | None:
+        """What vLLM says in its JSON; None if it is the answer of something else."""
+        try:
+            body = self._decoded(answer)
+            return str(body["error"]["message"] if "error" in body else body["message"])
+        except (ValueError, LookupError, TypeError):
+            return None
 
     def _request(
         self, method: str, path: str, body: dict[str, str] | None = None, *, seconds: float
     ) -> tuple[int, bytes]:
-        request = urllib.request.Request(
-            self.root_url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers=self._headers(),
-        )
-        through = _opener(urlsplit(self.root_url).scheme, proxy_for(self.root_url))
+        sent = None if body is None else json.dumps(body).encode()
         try:
-            with through.open(request, timeout=seconds) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+            return exchange(
+                method,
+                self.root_url + path,
+                headers=request_headers(self._key(), self.headers),
+                body=sent,
+                seconds=seconds,
+                proxy=proxy_for(self.root_url),
+                check=own_servers.problem,
+            )
+        except HTTPException as error:  # it may quote the answer
+            said = self._redactor().quote(f"{type(error).__name__}: {error}")
+        raise PlainHTTPError(said)
 
-    def _headers(self) -> dict[str, str]:
-        return request_headers(own_servers.current_key(self.root_url, self.api_key), self.headers)
+    def _key(self) -> str | None:
+        return own_servers.current_key(self.root_url, self.api_key)
 
+    def _decoded(self, body: bytes) -> dict[str, Any]:
+        return decode(body, self._redactor())
 
-@lru_cache(maxsize=8)
-def _opener(scheme: str, proxy: str | None) -> urllib.request.OpenerDirector:
-    """What opens addresses, directly or through a proxy; made once, since it reads the system's certificates."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({scheme: proxy} if proxy else {}), _KnownHandler)
-
-
-def _reason_given(answer: bytes) -> str | None:
-    """What vLLM says in its JSON; None if it is the answer of something else."""
-    try:
-        body = json.loads(answer)
-        return str(body["error"]["message"] if "error" in body else body["message"])
-    except (ValueError, LookupError, TypeError):
-        return None
+    def _redactor(self) -> Redactor:
+        return Redactor(*secrets_of(self.api_key, self.headers, self.root_url), self._key())

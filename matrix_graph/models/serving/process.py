@@ -20,12 +20,12 @@ from typing import TextIO
 from matrix_graph.errors import ServerError
 from matrix_graph.files import open_private
 from matrix_graph.models.client import listeners
+from matrix_graph.models.client.redact import Redactor
 from matrix_graph.models.serving._supervisor import descendants
 
 _SUPERVISOR = Path(__file__).with_name("_supervisor.py")
 _KEPT_LINES = 200
 _LONGEST_LINE = 1 << 20
-_HIDDEN = "[hidden]"
 
 
 class SupervisedProcess:
@@ -56,7 +56,7 @@ class SupervisedProcess:
         self.pid: int | None = None
         self.exit_code: int | None = None
         self.log_path = log_path
-        self._secret = secret
+        self._redact = Redactor(secret, mark="[hidden]")
         self._on_line = on_line
         self._stop_timeout = stop_timeout
         self._tail: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -152,7 +152,7 @@ class SupervisedProcess:
         assert output is not None  # PIPE was asked for
         with output, log:
             while raw := output.readline(_LONGEST_LINE):
-                line = raw.decode("utf-8", "replace").rstrip("\r\n").replace(self._secret, _HIDDEN)
+                line = self._redact(raw.decode("utf-8", "replace").rstrip("\r\n"))
                 with contextlib.suppress(OSError):  # a full disk must not block the server on a full pipe
                     log.write(line + "\n")
                     log.flush()
