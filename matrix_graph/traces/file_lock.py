@@ -27,7 +27,7 @@ _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 
 
 @contextmanager
-def locked_file(path: Path, mode: str = "a+b") -> Iterator[FileIO]:
+def locked_file(path: Path, mode: str = "a+") -> Iterator[FileIO]:
     """Open a file and keep every other writer out of it.
 
         with locked_file(folder / "traces.jsonl") as file:
@@ -35,14 +35,14 @@ def locked_file(path: Path, mode: str = "a+b") -> Iterator[FileIO]:
 
     Args:
         path: the file. If another one takes its place while this waits, that one is opened.
-        mode: as for `open`; the file is unbuffered.
+        mode: as for `FileIO`.
 
     Raises:
         OSError: it cannot be opened.
         TraceError: as `locked`.
     """
     while True:
-        with path.open(mode, buffering=0) as file, locked(file, path):
+        with FileIO(path, mode) as file, locked(file, path):
             if has_name(file, path):
                 yield file
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -135,6 +136,11 @@ class LineWriter:
             f"The {self._noun} cannot be written to {self.path}: {error}. Nothing of it was kept there. Make room or "
             "grant access, then give the same command again."
         )
+
+
+def repair_advice(path: Path) -> str:
+    """What to do about a file with a broken line."""
+    return f"`matrix-graph repair {shlex.quote(str(path))}` sets broken lines aside and keeps all others."
 
 
 def is_json(line: bytes) -> bool:

@@ -191,7 +191,7 @@ def test_setting_aside_waits_for_who_appends(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(file_lock, "LOCK_SECONDS", 0.05)
     with (
         locked_file(tmp_path / FILE_NAME),
-        pytest.raises(TraceError, match="has kept .* locked"),
+        pytest.raises(TraceError, match=r"has kept .* locked"),
         RunFolder(tmp_path, {}, retry_failed=True),
     ):
         pass
