@@ -249,6 +249,9 @@ def _run() -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
+        if "temporary directory" in str(error.strerror):
+            _say(f"{error.strerror}. Name a folder that can be written by the environment variable TMPDIR.")
+            return 1
         if error.filename is None:  # not a file that people could do something about
             raise
         _say(f"{os.fsdecode(error.filename)}: {error.strerror}. Grant access or make room there.")

@@ -1,8 +1,8 @@
 """Standard output and error that may be closed, full, or gone, while the work goes on.
 
-Why: a scene takes minutes and is kept on the disk; whoever read along may have left (`| head -1`), the terminal may have
-hung up, the disk behind `>` may be full. What always holds: no write to standard output or error raises; what can no
-longer be written is dropped; whether something was lost that somebody wanted is known at the end.
+Why: a scene takes minutes and is kept on the disk; whoever read along may have left (`| head -1`), the terminal may
+have hung up, the disk behind `>` may be full. What always holds: no write to standard output or error raises; what can
+no longer be written is dropped; whether something was lost that somebody wanted is known at the end.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import select
+import stat
 import sys
 from contextlib import suppress
 from io import FileIO
@@ -66,10 +67,8 @@ class _Patient(FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self.failure: OSError | None = None
         self._dropping = False
-        self._terminal = os.isatty(descriptor)
-
-    def isatty(self) -> bool:
-        return self._terminal and not self._dropping
+        # Not `isatty`, which says no of a terminal that has hung up already.
+        self._device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
 
     def write(self, content: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         if self._dropping:
@@ -80,7 +79,7 @@ class _Patient(FileIO):
         except OSError as error:
             self._dropping = True
             # Nobody is left to read: the pipe was closed, or the terminal is gone. That is no fault of ours.
-            if error.errno != errno.EPIPE and not (self._terminal and error.errno in (errno.EIO, errno.ENXIO)):
+            if error.errno != errno.EPIPE and not (self._device and error.errno in (errno.EIO, errno.ENXIO)):
                 self.failure = error
             return len(content)
         return written

@@ -21,6 +21,7 @@ from typing import Any
 from matrix_graph.errors import ConfigError, PrerequisiteError
 from matrix_graph.evaluate.layouts import LAYOUTS, Layout, layout_of, to_question
 from matrix_graph.evaluate.records import Question
+from matrix_graph.records import escaped
 
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 NEEDS_DATASETS = "Hub names and Parquet files need datasets. Install it with: pip install 'matrix-graph[evaluate]'"
@@ -110,7 +111,7 @@ def _from(name: str) -> Iterator[Question]:
         for number, row in enumerate(rows, 1):
             if layout is None:
                 layout = layout_of(row)
-            yield _question(row, layout, str(path), number)
+            yield _question(row, layout, escaped(str(path)), number)
         return
     hub, _, part = name.partition("#")
     known = {known.casefold(): layout for known, layout in LAYOUTS.items()}

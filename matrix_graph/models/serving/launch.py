@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from matrix_graph.errors import ServerError
+from matrix_graph.models.bundled.folders import writable_home
 from matrix_graph.models.engine import Accelerator
 from matrix_graph.models.memory import memory_bytes
 from matrix_graph.models.serving.weights import layer_matrices
@@ -141,6 +143,7 @@ def server_environment(
     """
     environment = {
         **base,
+        **writable_home(base),
         "VLLM_API_KEY": api_key,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -170,7 +173,8 @@ def new_log_path(folder: Path) -> Path:
     """Returns a log file's path, new for each call, in `folder`, where only the newest logs are kept."""
     logs = sorted(folder.glob("vllm-*.log"))
     for old in logs[: max(0, len(logs) - _KEPT_LOGS + 1)]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # one that cannot be written is told of when the log is opened
+            old.unlink()
     return folder / f"vllm-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}.log"
 
 

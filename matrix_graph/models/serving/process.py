@@ -65,7 +65,8 @@ class SupervisedProcess:
             log = log_path.open("a", encoding="utf-8")
         except OSError as error:
             raise ServerError(
-                f"The log file {log_path} cannot be written ({error}). Set another `log_path`."
+                f"The log file {log_path} cannot be written ({error}). Set another `log_path`, or name another cache "
+                "folder by the environment variable MATRIX_GRAPH_CACHE."
             ) from error
         self._report_fd, report = os.pipe()
         os.set_blocking(self._report_fd, False)
