@@ -38,10 +38,20 @@ cli.main()
 def command(path: Path, redirection: str, code: int = 0) -> tuple[int, str]:
     """Exit code and standard error of the program under a shell's redirection."""
     done = subprocess.run(
-        ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "-", sys.executable, "-c", PROGRAM]
-        + ["keep", str(path), "--code", str(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [
+            "bash",
+            "-c",
+            f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}',
+            "-",
+            sys.executable,
+            "-c",
+            PROGRAM,
+            "keep",
+            str(path),
+            "--code",
+            str(code),
+        ],
+        capture_output=True,
         text=True,
         timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
