@@ -15,7 +15,7 @@ import stat
 import sys
 from contextlib import suppress
 from io import FileIO
-from typing import TextIO
+from typing import TextIO, cast
 
 _DESCRIPTORS = 3
 
@@ -98,16 +98,16 @@ class _Closed(io.RawIOBase):
         return len(content)
 
 
-def _patient(stream: TextIO) -> tuple[TextIO, _Patient | None]:
+def _patient(stream: TextIO | None) -> tuple[TextIO, _Patient | None]:
     if not isinstance(stream, io.TextIOWrapper):
-        return stream, None
+        return cast(TextIO, stream), None
     try:
         raw = _Patient(stream.fileno())
     except (OSError, ValueError):
         return stream, None
     # What a terminal cannot show, or a name that is not UTF-8, must not end a scene.
     wrapped = io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        io.BufferedWriter(cast(io.RawIOBase, raw)),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
