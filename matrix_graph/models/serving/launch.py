@@ -19,7 +19,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from matrix_graph.errors import ServerError
-from matrix_graph.models.bundled.folders import writable_home
 from matrix_graph.models.engine import Accelerator
 from matrix_graph.models.memory import memory_bytes
 from matrix_graph.models.serving.weights import layer_matrices
@@ -143,7 +142,6 @@ def server_environment(
     """
     environment = {
         **base,
-        **writable_home(base),
         "VLLM_API_KEY": api_key,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
