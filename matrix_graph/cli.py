@@ -5,8 +5,8 @@ Every command says what it is doing, leaves with code 0 only if all is well, and
 
 from __future__ import annotations
 
-import io
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -28,6 +28,7 @@ from matrix_graph.commands.human import human
 from matrix_graph.commands.probe import probe
 from matrix_graph.commands.quality import quality
 from matrix_graph.commands.rehearse import rehearse
+from matrix_graph.commands.repair import repair
 from matrix_graph.commands.report import report
 from matrix_graph.commands.train import train
 from matrix_graph.errors import ConfigError, MatrixGraphError
@@ -47,6 +48,7 @@ from matrix_graph.options import (
     scene_options,
     settings_from,
 )
+from matrix_graph.output import take_outputs
 
 app = typer.Typer(
     name="matrix-graph",
@@ -175,6 +177,7 @@ def status(
 
 
 app.command()(report)
+app.command()(repair)
 app.command()(export)
 app.command()(train)
 app.command()(align)
@@ -236,20 +239,46 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             # As an exception it runs every clean-up on its way out: the server's above all.
             signal.signal(number, _terminated)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show must not end a scene
+    outputs = take_outputs()
     logging.getLogger("matrix_graph").addHandler(logging.NullHandler())  # the views tell the same, once
+    code = _run()
+    if (failure := outputs.failure) is not None:
+        _say(f"Standard output cannot be written: {failure.strerror}. What was to be kept on disk is kept.")
+        code = code or 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code.
+    """
     try:
         app()
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except MatrixGraphError as error:
-        from matrix_graph.live import safe
-
-        message = f"Error: {safe(str(error))}"
-        Console(stderr=True).print(message, style="red", markup=False, highlight=False, emoji=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        _say(str(error))
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    except OSError as error:
+        if "temporary directory" in str(error.strerror):
+            _say(f"{error.strerror}. Name a folder that can be written by the environment variable TMPDIR.")
+            return 1
+        if error.filename is None:  # not a file that people could do something about
+            raise
+        _say(f"{os.fsdecode(error.filename)}: {error.strerror}. Grant access or make room there.")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    from matrix_graph.live import safe
+
+    message = f"Error: {safe(text)}"
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from matrix_graph.records import Trace
+from matrix_graph.records import Trace, escaped
 
 Event = dict[str, Any]
 
@@ -76,7 +76,7 @@ def view_for(console: Console) -> View:
 
 def safe(text: str) -> str:
     """The text without characters that a terminal would obey."""
-    return _UNSAFE.sub("\ufffd", text)
+    return _UNSAFE.sub("\ufffd", escaped(text))
 
 
 def _line(text: str) -> str:

@@ -7,6 +7,7 @@ stored. Times are UTC, durations seconds, lengths tokens as the model server cou
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -37,12 +38,19 @@ Verdict = Literal["keep", "improve", "kinder", "help"]
 Author = Literal["model", "runnable", "human", "what_if"]
 
 
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""How Python holds bytes of a name that are not UTF-8."""
 _SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
 
 
 def clean(text: str) -> str:
     """The text with lone surrogates replaced by U+FFFD, since no UTF-8 file, socket or database takes them."""
     return text if text.isascii() else text.translate(_SURROGATES)
+
+
+def escaped(name: str) -> str:
+    """A file's name for people and records: bytes that are not UTF-8 as `\\xNN`, the rest as `clean` has it."""
+    return clean(_UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", name))
 
 
 def same_name(one: str, other: str) -> bool:

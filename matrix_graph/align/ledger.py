@@ -29,7 +29,7 @@ from matrix_graph.align.record import (
 )
 from matrix_graph.batch.folder import setting_changes
 from matrix_graph.errors import ConfigError, SettingsChangedError
-from matrix_graph.records import clean
+from matrix_graph.records import escaped
 
 _BEFORE: dict[StageName, tuple[StageName, ...]] = {
     "run": (),
@@ -74,7 +74,7 @@ class Ledger:
         if known is None:
             _refuse_foreign(job.out)
             self.record = AlignRecord(
-                questions=clean(str(job.questions)),
+                questions=escaped(str(job.questions)),
                 model=job.target.name,
                 weights=job.target.weights,
                 bundled=job.target.bundled,

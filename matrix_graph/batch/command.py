@@ -29,7 +29,7 @@ from matrix_graph.config import Settings, explain
 from matrix_graph.errors import ConfigError, MatrixGraphError
 from matrix_graph.files import refuse_own_files
 from matrix_graph.interrupts import interrupts
-from matrix_graph.records import Cast
+from matrix_graph.records import Cast, escaped
 
 
 def run_questions(
@@ -132,7 +132,7 @@ async def _run(
                 model,
                 out=out,
                 config=settings.scene,
-                source=str(questions),
+                source=escaped(str(questions)),
                 on_status=view.status,
                 on_progress=lambda progress: view.show(progress.snapshot()),
                 **options,

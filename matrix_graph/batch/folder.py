@@ -24,7 +24,8 @@ from matrix_graph.batch.lock import RunLock
 from matrix_graph.errors import ConfigError, SettingsChangedError, TraceError
 from matrix_graph.files import part_of, read_object, replace_file
 from matrix_graph.records import Status, Trace, clean
-from matrix_graph.traces.lines import LineWriter
+from matrix_graph.traces.file_lock import locked_file
+from matrix_graph.traces.lines import LineWriter, mend_end
 from matrix_graph.traces.store import FILE_NAME, TraceWriter, line_head, trace_heads, trace_line
 
 FAILED_NAME = "failed.jsonl"
@@ -336,39 +337,41 @@ def _shown(value: str | None) -> str:
 def _set_failed_aside(directory: Path) -> None:
     """Move the failed traces from `traces.jsonl` to `failed.jsonl`.
 
-    They are on the disk there before the new file takes the old one's place, and it does so in one step.
+    They are on the disk there before the new file takes the old one's place, and it does so in one step, while nobody
+    else can append to it.
     """
-    with TraceWriter(directory) as traces:
-        path = traces.path.resolve()  # a link to another disk stays one
+    path = (directory / FILE_NAME).resolve()  # a link to another disk stays one
     part = part_of(path)
     try:
         part.unlink(missing_ok=True)  # of a program that was killed
-        if not any(head.status == "failed" for head in trace_heads(path)):
-            return
-        try:
-            with (
-                path.open("rb") as old,
-                LineWriter(directory / FAILED_NAME, sync=False) as failed,
-                part.open("wb") as kept,
-            ):
-                start = 0
-                for head in trace_heads(path):
-                    line = old.read(head.end - start)
-                    start = head.end
-                    if head.status == "failed":
-                        failed.write(line.strip())
-                    else:
-                        kept.write(line)
-                kept.flush()
-                os.fsync(kept.fileno())
-            shutil.copymode(path, part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with locked_file(path) as traces:
+            mend_end(traces)
+            if not any(head.status == "failed" for head in trace_heads(path)):
+                return
+            try:
+                with (
+                    path.open("rb") as old,
+                    LineWriter(directory / FAILED_NAME, sync=False) as failed,
+                    part.open("wb") as kept,
+                ):
+                    start = 0
+                    for head in trace_heads(path):
+                        line = old.read(head.end - start)
+                        start = head.end
+                        if head.status == "failed":
+                            failed.write(line.strip())
+                        else:
+                            kept.write(line)
+                    kept.flush()
+                    os.fsync(kept.fileno())
+                shutil.copymode(path, part)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
+        needed = f"{path.stat().st_size:,} bytes must be free" if path.exists() else "make room or grant access there"
         raise TraceError(
-            f"The failed scenes in {path} cannot be set aside: {error}. "
-            f"They are all still there; {path.stat().st_size:,} bytes must be free."
+            f"The failed scenes in {path} cannot be set aside: {error}. They are all still there; {needed}."
         ) from error
 
 

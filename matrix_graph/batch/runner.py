@@ -36,7 +36,7 @@ from matrix_graph.models.complete import request_settings
 from matrix_graph.models.traffic import Traffic
 from matrix_graph.models.turn import Visitor
 from matrix_graph.models.wrapped import chat_model
-from matrix_graph.records import Cast, Trace
+from matrix_graph.records import Cast, Trace, escaped
 
 Questions = Iterable[Any] | AsyncIterable[Any]
 """Questions as texts, `{"question", "draft"?, "id"?}` or rows of `read_rows`; of any number, taken one by one."""
@@ -92,7 +92,7 @@ class Batch:
         self._source = source
         self._on_status = on_status or _log.info
         self._on_progress = on_progress
-        self.progress = Progress(str(out) if out is not None else "", source)
+        self.progress = Progress(escaped(str(out)) if out is not None else "", source)
         self._traffic = Traffic(
             max_requests or lookout.DEFAULT_REQUESTS,
             probe=lookout.probe_of(model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -171,7 +172,7 @@ def export(
     for warning in summary.warnings:
         typer.echo(f"Note: {warning}", err=True)
     if as_json:
-        typer.echo(summary.model_dump_json())
+        typer.echo(json.dumps(summary.model_dump(mode="python")))  # a name need not be UTF-8
         return
     typer.echo(f"{_rows(_of(summary, 'train'))} in {out}")
     for file in summary.files:

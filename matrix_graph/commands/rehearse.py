@@ -87,6 +87,7 @@ def rehearse(
         matrix-graph rehearse --what-if "round 1: object: dog: asleep in its basket"
     """
     from matrix_graph.batch.lock import is_locked
+    from matrix_graph.traces.file_lock import require_locks
 
     settings = settings_from(
         config,
@@ -108,6 +109,7 @@ def rehearse(
         parent, change = _branching(what_if, out, scene, [question, draft, roles, steps, temperature])
         text = parent.question
     require_folder(out)
+    require_locks(out)
     if is_locked(out):
         raise ConfigError(f"A run writes to {out}. Name another folder with --out, or wait for it.")
 

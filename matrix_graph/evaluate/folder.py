@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from matrix_graph.errors import TraceError
 from matrix_graph.evaluate.records import AnswerRecord, Plan, Question, ScoreRecord, Verdict
-from matrix_graph.traces.lines import is_json
+from matrix_graph.traces.lines import is_json, repair_advice
 
 PLAN_NAME = "evaluation.json"
 QUESTIONS_NAME = "questions.jsonl"
@@ -102,7 +102,9 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
                 try:
                     yield kind.model_validate_json(line)
                 except ValidationError as error:
-                    raise TraceError(f"{path}, line {number}: not a {kind.__name__} ({_first(error)})") from error
+                    raise TraceError(
+                        f"{path}, line {number}: not a {kind.__name__} ({_first(error)}). {repair_advice(path)}"
+                    ) from error
     except FileNotFoundError:
         return
     except OSError as error:

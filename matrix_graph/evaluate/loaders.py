@@ -17,6 +17,7 @@ from typing import Any
 from matrix_graph.errors import ConfigError, PrerequisiteError
 from matrix_graph.evaluate.layouts import COLUMNS, LAYOUTS, Layout, layout_of, to_question
 from matrix_graph.evaluate.records import Question
+from matrix_graph.records import escaped
 from matrix_graph.tables import kind_of, whole_rows
 
 NEEDS_DATASETS = "Hub names need datasets. Install it with: pip install 'matrix-graph[evaluate]'"
@@ -106,7 +107,7 @@ def _from(name: str) -> Iterator[Question]:
             row = {"question": row} if isinstance(row, str) else row
             if layout is None:
                 layout = layout_of(row)
-            yield _question(row, layout, str(path), where)
+            yield _question(row, layout, escaped(str(path)), where)
         return
     hub, _, part = name.partition("#")
     known = {known.casefold(): layout for known, layout in LAYOUTS.items()}

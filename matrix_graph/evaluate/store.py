@@ -28,6 +28,7 @@ from matrix_graph.evaluate.judge import key_of
 from matrix_graph.evaluate.records import AnswerRecord, Order, Plan, Question, ScoreRecord, Verdict
 from matrix_graph.files import read_object, replace_file
 from matrix_graph.records import Trace
+from matrix_graph.traces.file_lock import require_locks
 from matrix_graph.traces.lines import LineWriter
 from matrix_graph.traces.store import read_traces
 
@@ -43,6 +44,7 @@ class EvaluationStore:
 
     Raises:
         ConfigError: when entered: the folder cannot be made or written.
+        TraceError: when entered: its file system cannot lock files.
         RunLockedError: when entered: another run writes there.
     """
 
@@ -56,6 +58,7 @@ class EvaluationStore:
         with ExitStack() as resources:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                require_locks(self.directory)
                 resources.enter_context(RunLock(self.directory))
             except OSError as error:
                 raise ConfigError(
@@ -76,7 +79,7 @@ class EvaluationStore:
 
         Raises:
             SettingsChangedError: a candidate or a question of the same name was another one before.
-            ConfigError: it cannot be written.
+            ConfigError: it cannot be written, or what the evaluation was begun with cannot be read.
         """
         if not self._force_new_settings:
             changes = self._changes(plan, questions)
@@ -173,8 +176,15 @@ class EvaluationStore:
 
     def _changes(self, plan: Plan, questions: Sequence[Question]) -> list[str]:
         """What has another meaning than when the folder was begun; new names are no change."""
-        before = read_object(self.directory / PLAN_NAME)
+        path = self.directory / PLAN_NAME
+        before = read_object(path)
         if before is None:
+            if path.exists():
+                raise ConfigError(
+                    f"{path} holds no plan of an evaluation. It tells under which settings the evaluation was begun. "
+                    "Use another --out, or --force-new-settings to go on here under the present ones (what was "
+                    "answered under the same settings is not asked again)."
+                )
             return []
         changes = []
         old = before.get("candidates")

@@ -27,6 +27,7 @@ from matrix_graph.models.bundled import (
     require_memory_to_serve,
     resolve_model,
 )
+from matrix_graph.models.bundled.folders import writable_home
 from matrix_graph.models.memory import memory_bytes
 from matrix_graph.models.serving.adapter import check_adapter_folder, check_adapter_name
 from matrix_graph.models.serving.endpoint import AdapterRefusedError, Endpoint, new_key
@@ -316,7 +317,7 @@ class VLLMServer:
                     local_model=Path(model).is_absolute(),
                     api_key=endpoint.api_key,
                     device=device,
-                    base=os.environ,
+                    base={**os.environ, **writable_home(os.environ)},
                 ),
                 log_path=self.log_path,
                 stop_timeout=self.config.stop_timeout,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from matrix_graph.errors import ExportError
-from matrix_graph.records import Trace, clean
+from matrix_graph.records import Trace, escaped
 from matrix_graph.traces.page.assemble import frame
 from matrix_graph.traces.page.contents import LONGEST_SEARCHED, Words, list_row, scene_of, searched_text, to_json
 from matrix_graph.traces.store import FILE_NAME as TRACES
@@ -95,8 +95,8 @@ def write_report(
             for source, trace in islice(_all(files), skipped, None if limit is None else skipped + limit):
                 content.add(source, trace)
             told = {
-                "sources": [clean(places[file]) for file in files],
-                "running": [clean(str(source)) for source in running],
+                "sources": [escaped(places[file]) for file in files],
+                "running": [escaped(str(source)) for source in running],
                 "calls": calls,
                 "left_out": skipped,
                 "longest_searched": LONGEST_SEARCHED,

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from matrix_graph.errors import MatrixGraphError, TraceError
 from matrix_graph.records import SCHEMA_VERSION, Status, Trace
-from matrix_graph.traces.lines import LineWriter, is_json
+from matrix_graph.traces.lines import LineWriter, is_json, repair_advice
 
 FILE_NAME = "traces.jsonl"
 
@@ -47,6 +47,10 @@ class Head(NamedTuple):
     status: Status
     end: int
     """Bytes from the beginning of the file to the end of the line, its newline included."""
+
+
+class NewerSchemaError(TraceError):
+    """A trace of a newer release, which is whole but cannot be read by this one."""
 
 
 class TraceWriter(LineWriter):
@@ -174,13 +178,27 @@ def line_entries(path: str | Path, parse: Callable[[bytes], _Entry]) -> Iterator
                     return
                 try:
                     yield end, parse(line)
+                except NewerSchemaError as error:
+                    raise TraceError(f"{file_path}, line {number}: {error}") from error
                 except (ValueError, RecursionError, MatrixGraphError) as error:
-                    raise TraceError(f"{file_path}, line {number}: {_short(error)}") from error
+                    raise TraceError(
+                        f"{file_path}, line {number}: {_short(error).rstrip('.')}. {repair_advice(file_path)}"
+                    ) from error
     except OSError as error:
         raise TraceError(
             f"No traces can be read from {file_path}: {error.strerror or error}. "
             f"Give a folder that holds {FILE_NAME}, or such a file."
         ) from error
+
+
+def check_trace(line: bytes) -> None:
+    """See whether a line is a trace that all readers take.
+
+    Raises:
+        ValueError, RecursionError: it is no trace.
+        NewerSchemaError: it is one of a newer release.
+    """
+    _parse(line)
 
 
 def _parse(line: bytes) -> Trace:
@@ -198,10 +216,10 @@ def refuse_newer(version: object) -> None:
     """Refuses a trace of a newer release.
 
     Raises:
-        TraceError: the schema version is newer than this release reads.
+        NewerSchemaError: the schema version is newer than this release reads.
     """
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise TraceError(
+        raise NewerSchemaError(
             f"its schema version is {version}; this release reads up to {SCHEMA_VERSION}. Update matrix-graph."
         )
 

@@ -170,6 +170,7 @@ def on_terminal(shell: Shell, *arguments: object, columns: int = 100, split: boo
 
 OPTIONS = {
     "rehearse": "--draft --cast --what-if --scene --out --model --base-url --config --roles --steps --json",
+    "repair": "--dry-run --json",
     "report": "--out --limit --calls --no-calls --open --json",
     "export": "--out --format --include --json",
     "train": "--out --model --method --recipe --validation --resume --no-resume --json",

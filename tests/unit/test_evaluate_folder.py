@@ -8,6 +8,7 @@ import pytest
 from matrix_graph.errors import ConfigError, RunLockedError, SettingsChangedError, TraceError
 from matrix_graph.evaluate.folder import (
     ANSWERS_NAME,
+    PLAN_NAME,
     read_answers,
     read_plan,
     read_questions,
@@ -53,6 +54,25 @@ def test_answers_come_in_the_plans_order_and_the_last_of_a_name_counts(tmp_path:
     assert got == [("base", "b", "2"), ("base", "a", "3"), ("other", "a", "1")]
     assert [question.id for question in read_questions(tmp_path)] == ["b", "a"]
     assert list(read_plan(tmp_path).candidates) == ["base", "other"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b"[]"])
+def test_a_plan_that_cannot_be_read_is_not_passed_over(tmp_path: Path, content: bytes) -> None:
+    begun(tmp_path)
+    with EvaluationStore(tmp_path) as store:
+        store.keep([(ANSWERS_NAME, answer("base", "a", "kept").to_line())])
+    (tmp_path / PLAN_NAME).write_bytes(content)
+    with (
+        EvaluationStore(tmp_path) as store,
+        pytest.raises(ConfigError, match=r"evaluation.json holds no plan.*--force"),
+    ):
+        store.begin(plan("base"), QUESTIONS)
+    with pytest.raises(TraceError, match=r"evaluation.json is no plan"):
+        read_plan(tmp_path)
+    assert (tmp_path / PLAN_NAME).read_bytes() == content
+    with EvaluationStore(tmp_path, force_new_settings=True) as store:
+        store.begin(plan("base"), QUESTIONS)
+    assert [record.answer for record in read_answers(tmp_path)] == ["kept"]
 
 
 def test_the_order_of_writing_changes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from matrix_graph.evaluate.quality import scene_quality
 from matrix_graph.evaluate.scene_measures import depth, fate_of, names_person, repeats, repetition, scene_measures
 from matrix_graph.evaluate.scene_words import FATES, GROUPS, MEASURES, SHARES, TURNED, WITH_EMBEDDER
 from matrix_graph.records import Call, Cast, Change, Check, Event, Message, Problem, Role, SocialObject, Stance, Usage
+from matrix_graph.scene.prompts import fill
 from tests.unit.scripted import ScriptedModel
 from tests.unit.test_records import a_call
 
@@ -296,6 +298,25 @@ async def test_no_scene_leaks(seed: int) -> None:
     assert leaks(trace) == []
 
 
+SHORT = ["a", "e", "to", "tok", "-", "- ", ":", "says ", "{", "[1, 2]", "1", "\n- ", "- a\n- b", "null", "the"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_no_scene_leaks_whose_model_babbles(seed: int) -> None:
+    """Replies of a few letters stand in what others said, too; a summary may be written in lines like observations."""
+    babble, context = (0.1, 0.3)[seed % 2], (None, 1600, 1200)[seed % 3]
+
+    def override(purpose: str, role: str, round: int, rng: random.Random) -> str | None:
+        if purpose == "recap" and rng.random() < 0.5:
+            return "I saw:\n- somebody came\n- \n- somebody left"
+        return rng.choice(SHORT) if purpose in ("act", "recap", "judge") and rng.random() < babble else None
+
+    model = ScriptedModel(seed=seed, plausible=0.8, override=override)
+    config = SceneConfig(roles=4, steps=4, context_length=context)
+    trace = (await Rehearsal(model, config=config).ainvoke("How do I ask him?"))["trace"]
+    assert trace.cast is not None and leaks(trace) == []
+
+
 async def played() -> Trace:
     """A scene in which somebody reacts, and somebody was not seen by all."""
     for seed in range(50):
@@ -393,6 +414,22 @@ def test_what_is_seen_may_be_told_and_what_is_done_may_not() -> None:
     assert told("- Ann says: the police are coming.", role="Cy") == {"observation", "action"}
     assert told("Ann is kept awake by Bob every night.", role="Ann") == {"plan"}
     assert told("She is quiet as a mouse.") == {"profile"}
+
+
+def test_the_fixed_words_of_a_prompt_tell_nothing() -> None:
+    """Small models take them for a goal, a plan or an action."""
+    words = "Do what this person would really do now."
+    people = [Role(name="Ann", traits=words, goal="What do you do?"), Role(name="Bob", traits="loud")]
+    cast = Cast(ego="Ann", roles=people, plan=["You see and hear:", "knocks at the door"])
+
+    def told(text: str) -> set[str]:
+        system = fill("role", "system", people="- Ann\n- Bob", name="Bob", traits="loud", goal="-")
+        messages = [Message(role="system", content=system), Message(role="user", content=f"{text}\n\nWhat do you do?")]
+        call = Call.model_validate({**a_call(purpose="act", role="Bob", round=2), "messages": messages})
+        return {leak.kind for leak in leaks(scene(cast=cast).model_copy(update={"calls": [call]}))}
+
+    assert told("You see and hear:\n") == set()
+    assert told("Ann knocks at the door.") == {"plan"}
 
 
 def test_individuation_by_hand() -> None:

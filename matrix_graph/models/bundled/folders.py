@@ -5,15 +5,67 @@ What always holds: nothing is loaded and nothing is changed; files are looked at
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from matrix_graph.errors import ServerError
+from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models.serving.weights import pickled_weights
+
+_ANOTHER = "Name one that can be written by the environment variable MATRIX_GRAPH_CACHE."
 
 
 def cache_directory() -> Path:
     """Returns where this package keeps what can be made again: `$MATRIX_GRAPH_CACHE`, else `matrix_graph` in the
-    user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). The folder may not exist yet."""
+    user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). The folder may not exist yet.
+
+    Raises:
+        PrerequisiteError: nothing names one, and this user has no home.
+    """
+    try:
+        return _cache_directory()
+    except RuntimeError as error:  # what `Path.home` and `expanduser` raise
+        raise PrerequisiteError(f"There is no cache folder, since this user has no home folder. {_ANOTHER}") from error
+
+
+@contextmanager
+def told_if_not_writable(folder: Path) -> Iterator[None]:
+    """Tells what to do if a folder of the cache cannot be made or written within.
+
+    Raises:
+        PrerequisiteError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise PrerequisiteError(
+            f"The cache folder {folder} cannot be made or written: {error.strerror or error}. {_ANOTHER}"
+        ) from error
+
+
+def writable_home(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns what to change in a child's environment whose home cannot be written: one in our cache takes its place.
+
+    vLLM, PyTorch and Triton all keep caches under the home, each in a folder of its own. What the hub's cache holds
+    already is still found.
+    """
+    if "HOME" not in environment:
+        return {}
+    home = Path(environment["HOME"])
+    try:
+        (home / ".cache").mkdir(exist_ok=True)
+        if os.access(home / ".cache", os.W_OK | os.X_OK):
+            return {}
+    except OSError:
+        pass
+    own = cache_directory() / "home"
+    with told_if_not_writable(own):
+        own.mkdir(parents=True, exist_ok=True, mode=0o700)
+    hub = home / ".cache" / "huggingface"
+    return {"HOME": str(own), **({"HF_HOME": str(hub)} if "HF_HOME" not in environment and hub.is_dir() else {})}
+
+
+def _cache_directory() -> Path:
     if own := os.environ.get("MATRIX_GRAPH_CACHE"):
         return Path(own).expanduser()
     if common := os.environ.get("XDG_CACHE_HOME"):

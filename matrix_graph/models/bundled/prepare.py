@@ -19,7 +19,7 @@ from pathlib import Path
 from matrix_graph.errors import PrerequisiteError, ServerError
 from matrix_graph.models.bundled.catalog import PREFIX, SMALL, BundledModel, bundled_model
 from matrix_graph.models.bundled.fetch import gguf_file
-from matrix_graph.models.bundled.folders import check_model_folder, is_whole, missing_parts
+from matrix_graph.models.bundled.folders import check_model_folder, is_whole, missing_parts, told_if_not_writable
 from matrix_graph.models.bundled.room import disk_message, require_disk, require_memory_to_convert
 from matrix_graph.models.bundled.sampling import lacks_sampling, write_sampling
 
@@ -66,8 +66,8 @@ def prepare_bundled_model(
         echo: gets one short line at a time while there is something to wait for.
 
     Raises:
-        PrerequisiteError: torch, transformers, gguf or accelerate is missing, the weights cannot be had, or the disk or
-            the memory is too small for them.
+        PrerequisiteError: torch, transformers, gguf or accelerate is missing, the weights cannot be had, the disk or
+            the memory is too small for them, or the folder cannot be written.
         ServerError: there is no such bundled model, or `directory` holds something else than a model.
     """
     model = bundled_model(name if name.casefold().startswith(PREFIX) else PREFIX + name)
@@ -80,8 +80,9 @@ def prepare_bundled_model(
             if lacks_sampling(folder, model):
                 write_sampling(folder, model)
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, echo):
+    with told_if_not_writable(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with told_if_not_writable(folder.parent), _locked(folder, echo):
         if is_whole(folder):
             return folder
         if folder.exists() and any(folder.iterdir()):

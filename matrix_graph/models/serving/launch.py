@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -180,7 +181,8 @@ def new_log_path(folder: Path) -> Path:
     """Returns a log file's path, new for each call, in `folder`, where only the newest logs are kept."""
     logs = sorted(folder.glob("vllm-*.log"))
     for old in logs[: max(0, len(logs) - _KEPT_LOGS + 1)]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # one that cannot be written is told of when the log is opened
+            old.unlink()
     return folder / f"vllm-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(2)}.log"
 
 

@@ -67,7 +67,8 @@ class SupervisedProcess:
             log = open_private(log_path)  # it may quote prompts
         except OSError as error:
             raise ServerError(
-                f"The log file {log_path} cannot be written ({error}). Set another `log_path`."
+                f"The log file {log_path} cannot be written ({error}). Set another `log_path`, or name another cache "
+                "folder by the environment variable MATRIX_GRAPH_CACHE."
             ) from error
         self._report_fd, report = os.pipe()
         os.set_blocking(self._report_fd, False)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from matrix_graph.records import escaped
 from matrix_graph.traces.export.hashing import Digest
 from matrix_graph.traces.export.scenes import Scene, parse_scene
 from matrix_graph.traces.store import FILE_NAME, line_entries
@@ -87,7 +88,8 @@ def _count(counts: Counter[str], key: str) -> None:
 def run_name(path: Path) -> str:
     """The name of a run: its folder's, or that of a file that is not called as in a run's folder."""
     whole = path.resolve()
-    return (whole.parent.name if whole.name == FILE_NAME else whole.stem if whole.is_file() else whole.name) or "run"
+    name = whole.parent.name if whole.name == FILE_NAME else whole.stem if whole.is_file() else whole.name
+    return escaped(name) or "run"
 
 
 def _size(path: Path) -> int:
