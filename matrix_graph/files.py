@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,13 @@ def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
 def part_of(path: Path) -> Path:
     """Where a file is written before it takes its place."""
     return path.with_name(f".{path.name}.part")
+
+
+def public_name(model: str) -> str:
+    """A model's name as others may read it: of a path its last part, so that no home folder is told; else as it is.
+
+    Args:
+        model: a folder, a hub id, or the name by which a server knows a model.
+    """
+    path_like = model.startswith(("/", "~", "./", "../")) or "\\" in model or model[1:3] == ":/"
+    return (re.split(r"[/\\]", model.rstrip("/\\"))[-1] or model) if path_like else model

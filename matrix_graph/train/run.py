@@ -30,6 +30,7 @@ from matrix_graph.files import replace_file
 from matrix_graph.models.bundled import resolve_model
 from matrix_graph.models.serving.weights import fingerprint
 from matrix_graph.train import base
+from matrix_graph.train.base_name import base_name, without_private_path
 from matrix_graph.train.checkpoints import Checkpoints
 from matrix_graph.train.dataset import DataAccount, prepare
 from matrix_graph.train.errors import TrainingError
@@ -153,6 +154,7 @@ def _train(job: _Job, state: Any, view: TrainingView) -> TrainingRecord:
         view if state.is_main_process else None,
         seconds=newest.seconds if newest else 0.0,
         starts=newest.starts + 1 if newest else 1,
+        base=base_name(job.path).name,
     )
     trainer = make_trainer(
         method,
@@ -208,7 +210,8 @@ def _known_by(path: str) -> str:
     folder = Path(path)
     if folder.is_absolute() and (print_ := fingerprint(folder)) is not None:
         return f"{print_.layout[:32]}{print_.content[:32]}"
-    return path
+    # A folder is known by a hash: what a training was begun with is written down beside the adapter.
+    return hashlib.sha256(os.fsencode(path)).hexdigest() if folder.is_absolute() else path
 
 
 def _done(out: Path, digest: str) -> TrainingRecord | None:
@@ -279,6 +282,7 @@ def _keep(trainer: Any, out: Path, record: TrainingRecord) -> None:
     part = out / _PART
     shutil.rmtree(part, ignore_errors=True)
     adapter.save_pretrained(part)
+    without_private_path(part, record.model.name)
     # The library keeps the weights to their owner; a server may run as somebody else.
     (part / _WEIGHTS).chmod((part / "adapter_config.json").stat().st_mode)
     (part / _WEIGHTS).replace(out / _WEIGHTS)
