@@ -543,9 +543,9 @@ async def test_nothing_of_the_agent_reaches_the_scene() -> None:
     heard: list[Any] = []
 
     class Listening(ScriptedModel):
-        def _reply(self, messages: Any, metadata: Any, schema: Any) -> Any:
+        def _reply(self, messages: Any, metadata: Any, options: Any) -> Any:
             heard.extend(message.text for message in messages)
-            return super()._reply(messages, metadata, schema)
+            return super()._reply(messages, metadata, options)
 
         async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
             assert not {"tools", "tool_choice"} & set(kwargs)
