@@ -172,7 +172,7 @@ class EvaluationStore:
         }
 
     def _changes(self, plan: Plan, questions: Sequence[Question]) -> list[str]:
-        """What has another meaning than when the folder was begun; new names are no change."""
+        """What has another meaning than when the folder was begun; new names are not a change."""
         before = read_object(self.directory / PLAN_NAME)
         if before is None:
             return []

@@ -79,7 +79,7 @@ def train_adapter(
         PrerequisiteError: the `train` extra is not installed, or a GPU is needed; holds the command.
         TrainingError: no rows, a model without a chat template, a folder that belongs to another training, a full
             disk, too little memory on the GPU.
-        ServerError: the model's folder is no model.
+        ServerError: the model's folder is not a model.
         ConfigError: `out` cannot be written.
     """
     base.require_extra()
@@ -278,7 +278,7 @@ def _keep(trainer: Any, out: Path, record: TrainingRecord) -> None:
     adapter = trainer.accelerator.unwrap_model(trainer.model)
     for name, weights in adapter.named_parameters():
         if weights.requires_grad and not bool(torch.isfinite(weights).all()):
-            raise TrainingError(f"The adapter has weights that are no numbers ({name}). Lower the learning_rate.")
+            raise TrainingError(f"The adapter has weights that are not numbers ({name}). Lower the learning_rate.")
     part = out / _PART
     shutil.rmtree(part, ignore_errors=True)
     adapter.save_pretrained(part)

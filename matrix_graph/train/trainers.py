@@ -1,7 +1,7 @@
 """TRL's trainers, told what to do by a recipe. Imports torch and TRL: imported itself only when training begins.
 
 What always holds: the trainers get tokens and labels that `masks` made and leave them as they are; nothing is told to
-the network; a loss that is no number ends the training.
+the network; a loss that is not a number ends the training.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             return
         if not math.isfinite(loss):
             raise TrainingError(
-                f"The loss is no number any more at step {state.global_step} ({loss}). Lower the recipe's "
+                f"The loss is not a number any more at step {state.global_step} ({loss}). Lower the recipe's "
                 "learning_rate, and give --no-resume."
             )
         if self._view is not None:
