@@ -24,16 +24,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.messages import BaseMessage
 
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, SocialObject, Trace
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from tests.unit.fake_model import SchemaModel
 
 Kind = Literal["harmful", "impossible", "unseen", "good"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -114,7 +116,7 @@ async def rehearsed(world: World, config: SceneConfig, seed: int = 0, error: flo
     return result["trace"]
 
 
-class PlantedModel(BaseChatModel):
+class PlantedModel(SchemaModel):
     """Plays everybody in a planted world, from what the messages of each call say.
 
     Args:
@@ -125,38 +127,10 @@ class PlantedModel(BaseChatModel):
     seed: int = 0
     error: float = 0.0
 
-    @property
-    def _llm_type(self) -> str:
-        return "planted"
-
-    def with_structured_output(self, schema: Any, *, include_raw: bool = False, **kwargs: Any) -> Runnable[Any, Any]:
-        """The model held to a schema; its reply comes as it is."""
-        return self.bind(schema=schema) | RunnableLambda(
-            lambda raw: {"raw": raw, "parsed": None, "parsing_error": None}
-        )
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return self._replied(messages, kwargs.get("schema"))
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return self._replied(messages, kwargs.get("schema"))
-
-    def _replied(self, messages: list[BaseMessage], schema: dict[str, Any] | None) -> ChatResult:
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
+        schema = options.get("schema")
         call = _Call(self.seed, self.error, tuple(str(message.text) for message in messages))
-        reply = call.revision() if schema is None else json.dumps(call.reply(schema["properties"]))
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(content=reply))])
+        return call.revision() if schema is None else call.reply(schema["properties"])
 
 
 @dataclass(frozen=True)

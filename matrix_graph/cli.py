@@ -125,7 +125,7 @@ def run(
 ) -> None:
     """Rehearse many questions side by side; start it again and it does what is missing.
 
-    OUT/traces.jsonl gets a line a scene, OUT/rejected.jsonl the rows that are no questions, OUT/summary.json how it
+    OUT/traces.jsonl gets a line a scene, OUT/rejected.jsonl the rows that are not questions, OUT/summary.json how it
     stands. Ctrl-C once finishes what was begun, twice stops at once. Nothing that is done is ever done again.
 
         matrix-graph run questions.jsonl --out runs/first --base-url http://127.0.0.1:8000/v1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -133,3 +134,13 @@ def _status(path: Path) -> os.stat_result | None:
         return os.fstat(sys.stdin.fileno()) if str(path) == "-" else path.stat()
     except (OSError, ValueError, AttributeError):  # it is not there; standard input may be closed, or no real file
         return None
+
+
+def public_name(model: str) -> str:
+    """A model's name as others may read it: of a path its last part, so that no home folder is told; else as it is.
+
+    Args:
+        model: a folder, a hub id, or the name by which a server knows a model.
+    """
+    path_like = model.startswith(("/", "~", "./", "../")) or "\\" in model or model[1:3] == ":/"
+    return (re.split(r"[/\\]", model.rstrip("/\\"))[-1] or model) if path_like else model

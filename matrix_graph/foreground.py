@@ -44,7 +44,7 @@ def serve_until_stopped(settings: Settings, *, as_json: bool) -> None:
 
     def tell(line: str) -> None:
         if moving:
-            status.update(Text(safe(line)))  # the engine's words: in them "[...]" is no markup
+            status.update(Text(safe(line)))  # the engine's words: in them "[...]" is not markup
         else:
             typer.echo(safe(line), err=True)
 

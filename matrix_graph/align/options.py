@@ -200,7 +200,7 @@ def stage_settings(
 def _hash(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is no regular file. `align` reads its questions again at each start: name one.")
+            raise ConfigError(f"{path} is not a regular file. `align` reads its questions at each start: name one.")
         return file_hash(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}. Name a file of questions.") from error

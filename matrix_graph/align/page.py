@@ -113,7 +113,7 @@ def _stage(folder: Path, stage: StageRecord) -> str:
 def _loss(folder: Path, record: AlignRecord) -> str:
     if record.stage("train").state != "done":
         return ""
-    with suppress(MatrixGraphError):  # what cannot be shown is no reason to show nothing
+    with suppress(MatrixGraphError):  # what cannot be shown is not a reason to show nothing
         training = read_record(folder / FOLDERS["train"])
         if training is not None and training.loss:
             picture = loss_picture(

@@ -58,8 +58,8 @@ def given_target(settings: Settings) -> Target:
     """The model of a server that already runs, once it is known that the server takes adapters.
 
     Raises:
-        ServerError: it does not answer, refuses the key, or takes no adapters while it runs; or `model` is no bundled
-            model that exists.
+        ServerError: it does not answer, refuses the key, or does not take adapters while it runs; or `model` is not
+            a bundled model that exists.
         ConfigError: its weights are not known or not here, or `model` names others.
     """
     endpoint = endpoint_of(settings)
@@ -90,7 +90,7 @@ def endpoint_of(settings: Settings) -> Endpoint:
     """The endpoint of the server that already runs.
 
     Raises:
-        ConfigError: `base_url` is no address.
+        ConfigError: `base_url` is not an address.
     """
     try:
         model = ChatVLLM(base_url=settings.base_url or "", **settings.connection)
@@ -98,7 +98,7 @@ def endpoint_of(settings: Settings) -> Endpoint:
         host, port = address.hostname or "", address.port or 0
     except ValueError as error:
         raise ConfigError(
-            f"--base-url {settings.base_url!r} is no address such as http://127.0.0.1:8000/v1."
+            f"--base-url {settings.base_url!r} is not an address such as http://127.0.0.1:8000/v1."
         ) from error
     root = model.base_url.removesuffix("/v1")
     return Endpoint(host, port, api_key=model.request_key or "", url=root, headers=model.request_headers)

@@ -99,7 +99,7 @@ def _endpoint(config: Path | None, base_url: str | None) -> Endpoint:
     except ValueError:
         host = port = None
     if address.scheme not in ("http", "https") or not host:
-        raise ConfigError(f"--base-url {settings.base_url!r} is no address such as http://127.0.0.1:8000/v1.")
+        raise ConfigError(f"--base-url {settings.base_url!r} is not an address such as http://127.0.0.1:8000/v1.")
     key = settings.api_key.get_secret_value() if settings.api_key else os.environ.get("VLLM_API_KEY", "")
     checked_key(key, "VLLM_API_KEY")
     at = f"[{host}]" if ":" in host else host

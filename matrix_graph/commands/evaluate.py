@@ -135,7 +135,7 @@ def evaluate(
     )
     roster = roster_from(candidates, settings.scene, model=answering(settings))
     if baseline is not None and baseline not in roster.candidates:
-        raise ConfigError(f"The baseline {baseline!r} is no candidate; there are {', '.join(roster.candidates)}.")
+        raise ConfigError(f"The baseline {baseline!r} is not a candidate; there are {', '.join(roster.candidates)}.")
     asked = merged(
         load_questions(questions or [], **options),
         load_questions(harmful or [], harmful=True, **options),

@@ -2,7 +2,8 @@
 
 What always holds: tool calls and their results are never touched; an answer is replaced only by the revision of a scene
 that was played to its end; whatever happens, the agent's state says so (`rehearsals`), or an exception does; the
-scene's own messages reach neither the agent's messages nor a client that streams messages.
+scene's own messages reach neither the agent's messages nor a client that streams messages; and the agent's database
+grows by a summary a turn, never by a trace.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import cast as typed
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.channels import UntrackedValue
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
 from pydantic import ValidationError
 
-from matrix_graph.compose.agent_turn import RehearsalRecord, Turn, read_turn
+from matrix_graph.compose.agent_turn import RehearsalRecord, RehearsalSummary, Turn, read_turn
+from matrix_graph.compose.keeping import TraceKeeper, Traces
 from matrix_graph.compose.rehearsal import Rehearsal, to_scene_input
 from matrix_graph.compose.touches import Touch, touches_others
 from matrix_graph.config import SceneConfig, explain
@@ -53,10 +56,12 @@ class RehearsalState(AgentState[ResponseT]):
     """What the middleware adds to the agent's state.
 
     Keys:
-        rehearsals: one record a turn, oldest first; never given by the caller.
+        rehearsals: one summary a turn, oldest first; never given by the caller.
+        last_rehearsal: all that is known of the run's turn; never given by the caller, and never in a checkpoint.
     """
 
-    rehearsals: NotRequired[Annotated[list[RehearsalRecord], OmitFromInput, operator.add]]
+    rehearsals: NotRequired[Annotated[list[RehearsalSummary], OmitFromInput, operator.add]]
+    last_rehearsal: NotRequired[Annotated[RehearsalRecord, OmitFromInput, UntrackedValue]]
 
 
 class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, ResponseT]):
@@ -66,10 +71,26 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
     message is removed and the revision comes as a message with a new id, whose `response_metadata["rehearsal"]` names
     the scene and the message that it stands for (`draft_id`). Clients see that in every stream mode; those who stream
     tokens have seen the draft by then. Left alone are: messages with tool calls or without text, and answers of agents
-    with a `response_format`. Each turn leaves a `RehearsalRecord` in the state's `rehearsals`.
+    with a `response_format`.
+
+    Each turn leaves a `RehearsalSummary` in the state's `rehearsals`, some 150 bytes. The whole `RehearsalRecord` with
+    its trace, which may be 100 kB or more, stands in the run's output alone (`last_rehearsal`), since a checkpointer
+    writes the whole state again at every step. `traces` keeps traces in the graph's store or in a folder.
 
     In the "custom" stream stand the scene's events as they happen: `{"type": "rehearsal", "event": {"type", ...}}`,
-    the last of them with the type "result" and the record without its trace.
+    the last of them with the type "result" and the record without trace and `when`.
+
+    Example:
+        agent = create_agent(
+            model,
+            tools,
+            middleware=[RehearsalMiddleware(model, traces="store")],
+            checkpointer=checkpointer,
+            store=store,
+        )
+        summary = agent.invoke({"messages": [("user", question)]}, config)["rehearsals"][-1]
+        item = store.get(("matrix_graph", "rehearsals"), summary["trace_id"])
+        trace = Trace.model_validate(item.value["trace"])
 
     Args:
         model: the chat model that plays everybody; without tools, whatever the agent's own model has.
@@ -84,11 +105,14 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
             why. "raise": a `SceneError`.
         last_turns: how many of the latest human messages make up the question, with the answers between them; None:
             all of the conversation.
-        keep_trace: whether records hold whole traces, which may be 100 kB each; summaries are always kept.
+        keep_trace: whether a run's output holds its whole trace, in `last_rehearsal`. No checkpoint does.
+        traces: where traces are kept beyond that. None: nowhere. "store": in the store that the agent was made with,
+            under `compose.keeping.NAMESPACE` and the trace's id. A folder: in its `traces.jsonl`, as `read_traces` and
+            `matrix-graph report` read it.
         stream_events: whether the scene's events go to the "custom" stream.
 
     Raises:
-        ConfigError: an argument that cannot be used.
+        ConfigError: an argument that cannot be used; in a run, `traces="store"` and no store.
         PrerequisiteError: on import, if LangChain is not installed.
     """
 
@@ -106,6 +130,7 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
         on_failure: Literal["keep", "raise"] = "keep",
         last_turns: int | None = None,
         keep_trace: bool = True,
+        traces: Traces | None = None,
         stream_events: bool = True,
     ) -> None:
         super().__init__()
@@ -132,6 +157,7 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
         self._on_failure = on_failure
         self._last_turns = last_turns
         self._keep_trace = keep_trace
+        self._keeper = TraceKeeper(traces)
         self._stream_events = stream_events
         self._rehearsal = self._with(self._config)
 
@@ -139,22 +165,29 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
         """Rehearse the agent's answer.
 
         Raises:
-            SceneError: `when` or the scene failed, and `on_failure` is "raise".
+            SceneError: `when` or the scene failed, or its trace could not be kept, and `on_failure` is "raise".
+            ConfigError: traces go to the store, and there is none.
         """
+        self._keeper.check(runtime.store)
         turn = read_turn(state, self._last_turns)
         with self._watched(turn):
             if run_sync(self._wanted(turn, state)):
                 for event in self._left(turn).stream(turn.chat, _QUIET):
                     self._take(turn, event, runtime)
+        if turn.trace is not None:
+            turn.kept, turn.not_kept = self._keeper.keep(turn.trace, turn.when_calls, runtime.store)
         return self._update(turn, runtime)
 
     async def aafter_agent(self, state: RehearsalState[ResponseT], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
         """Rehearse the agent's answer; see `after_agent`."""
+        self._keeper.check(runtime.store)
         turn = read_turn(state, self._last_turns)
         with self._watched(turn):
             if await self._wanted(turn, state):
                 async for event in self._left(turn).astream(turn.chat, _QUIET):
                     self._take(turn, event, runtime)
+        if turn.trace is not None:
+            turn.kept, turn.not_kept = await self._keeper.akeep(turn.trace, turn.when_calls, runtime.store)
         return self._update(turn, runtime)
 
     # ---- whether --------------------------------------------------------------------------------------------------
@@ -225,7 +258,7 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
         return self._with(
             _limited(
                 self._config,
-                max_calls=self._config.max_calls - len(turn.when.get("calls", [])),
+                max_calls=self._config.max_calls - len(turn.when_calls),
                 max_seconds=seconds,
             )
         )
@@ -240,11 +273,17 @@ class RehearsalMiddleware(AgentMiddleware[RehearsalState[ResponseT], ContextT, R
             raise _NotPlayed(problem)
 
     def _update(self, turn: Turn, runtime: Runtime[ContextT]) -> dict[str, Any]:
+        if turn.not_kept is not None and self._on_failure == "raise":
+            raise SceneError(
+                f"{turn.not_kept['message']} ({turn.not_kept['type']}). "
+                'With on_failure="keep" the record would say so, and the answer would be given.'
+            )
         record = turn.record(self._keep_trace)
-        summary = {name: value for name, value in record.items() if name not in ("trace", "when")}
-        self._emit({"type": "result", **summary}, runtime)
+        told = {name: value for name, value in record.items() if name not in ("trace", "when")}
+        self._emit({"type": "result", **told}, runtime)
+        update: dict[str, Any] = {"rehearsals": [turn.summary()], "last_rehearsal": record}
         messages = turn.replacement()
-        return {"rehearsals": [record], **({"messages": messages} if messages else {})}
+        return {**update, "messages": messages} if messages else update
 
     def _emit(self, event: Mapping[str, Any], runtime: Runtime[ContextT]) -> None:
         if self._stream_events:

@@ -394,7 +394,7 @@ async def _only(input: RehearsalInput) -> AsyncIterator[RehearsalInput]:
 
 def _refuse(kwargs: Mapping[str, Any]) -> None:
     if kwargs:
-        raise TypeError(f"A rehearsal takes no {', '.join(sorted(kwargs))}; it takes input, config and context.")
+        raise TypeError(f"A rehearsal does not take {', '.join(sorted(kwargs))}; it takes input, config and context.")
 
 
 def to_result(state: Mapping[str, Any]) -> RehearsalResult:

@@ -291,7 +291,9 @@ class PerRunRehearsal(AgentMiddleware[RehearsalState[Any], ChatSettings, Any]):
         if chosen.rehearse == "never":
             return None
         when: Literal["touches_others"] | None = "touches_others" if chosen.rehearse == "touches_others" else None
-        return RehearsalMiddleware(self._model, when=when, config=chosen.scene)
+        # The server brings a store; where the agent runs by itself there may be none.
+        traces = "store" if runtime.store is not None else None
+        return RehearsalMiddleware(self._model, when=when, config=chosen.scene, traces=traces)
 
 
 def studio_agent(
@@ -330,4 +332,5 @@ bank_robbery = studio_scene(_model, "bank_robbery", cast=BANK_ROBBERY, config=_l
 """The worked example: each role of the given cast is a node of its own name."""
 
 chat_agent = studio_agent(_model, "chat_agent", config=_loaded.scene)
-"""A chat agent with `RehearsalMiddleware`; its state's `rehearsals` hold a record of every scene."""
+"""A chat agent with `RehearsalMiddleware`: its state's `rehearsals` say what came of each turn, the server's store has
+the traces."""

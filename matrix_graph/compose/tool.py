@@ -1,7 +1,8 @@
 """`rehearsal_tool`: an agent asks "what would happen if I said or did this?", and a scene answers.
 
-What always holds: the reply that the agent reads is bounded in length and says what is the scene's and what is not; the
-whole trace goes beside it, as the tool message's artifact; a scene that fails is an error that the agent is told.
+What always holds: the reply that the agent reads is bounded in length and says what is the scene's and what is not;
+where the trace lies stands beside it, in the tool message's artifact; a scene that fails is an error that the agent is
+told.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from langgraph.constants import TAG_NOSTREAM
+from langgraph.runtime import get_runtime
+from langgraph.store.base import BaseStore
 from pydantic import BaseModel, Field
 
+from matrix_graph.compose.keeping import Kept, TraceKeeper, Traces
 from matrix_graph.compose.rehearsal import Rehearsal, RehearsalResult
 from matrix_graph.config import SceneConfig
 from matrix_graph.errors import ConfigError
@@ -45,11 +49,15 @@ def rehearsal_tool(
     config: SceneConfig | None = None,
     cast: Cast | None = None,
     max_length: int = 2000,
+    traces: Traces | None = None,
+    trace_in_artifact: bool = False,
 ) -> BaseTool:
     """A tool that rehearses what an agent is about to say or do.
 
-    Its arguments are `situation` and `plan`. Its content is a readable summary; its artifact the trace as plain JSON,
-    for `Trace.model_validate`. If the scene fails, the agent reads why, in a tool message with the status "error".
+    Its arguments are `situation` and `plan`. Its content is a readable summary. Its artifact is plain JSON: `status`,
+    `revised`, `trace_id`, `kept` ("store", "folder" or None: where the trace lies) and `error` (None, or
+    `{"type", "message"}` if it could not be kept). If the scene fails, the agent reads why, in a tool message with the
+    status "error".
 
     Args:
         model: the chat model that plays everybody; without tools, whatever the agent's own model has.
@@ -58,9 +66,16 @@ def rehearsal_tool(
         config: settings and limits of the scenes.
         cast: who is in the scenes; None has the model cast each.
         max_length: the longest summary, in characters.
+        traces: where traces are kept. None: nowhere. "store": in the store of the graph that calls the tool, under
+            `compose.keeping.NAMESPACE` and the trace's id. A folder: in its `traces.jsonl`.
+        trace_in_artifact: whether the artifact holds the whole trace, too (`trace`, for `Trace.model_validate`). It may
+            be 100 kB, and a checkpointer writes an agent's tool messages again at every step of all later turns.
 
     Raises:
-        ConfigError: an argument that cannot be used.
+        ConfigError: an argument that cannot be used; when called, `traces="store"` and no store.
+
+    Example:
+        agent = create_agent(model, [rehearsal_tool(model, traces="runs/agent")])
     """
     model = chat_model(model, "rehearsal_tool")
     if max_length < SMALLEST_LENGTH:
@@ -68,11 +83,21 @@ def rehearsal_tool(
     # No checkpoints of the scene: an agent may call the tool several times at once, in one step of its graph.
     rehearsal = Rehearsal(model, cast=cast, config=config, checkpointer=False)
 
+    keeper = TraceKeeper(traces)
+
     def rehearse(situation: str, plan: str) -> tuple[str, dict[str, Any]]:
-        return _told(rehearsal.invoke(_input(situation, plan), _QUIET), max_length)
+        store = _store()
+        keeper.check(store)
+        result = rehearsal.invoke(_input(situation, plan), _QUIET)
+        kept = keeper.keep(result["trace"], [], store)
+        return _told(result, max_length), _artifact(result["trace"], *kept, whole=trace_in_artifact)
 
     async def arehearse(situation: str, plan: str) -> tuple[str, dict[str, Any]]:
-        return _told(await rehearsal.ainvoke(_input(situation, plan), _QUIET), max_length)
+        store = _store()
+        keeper.check(store)
+        result = await rehearsal.ainvoke(_input(situation, plan), _QUIET)
+        kept = await keeper.akeep(result["trace"], [], store)
+        return _told(result, max_length), _artifact(result["trace"], *kept, whole=trace_in_artifact)
 
     return StructuredTool.from_function(
         rehearse,
@@ -112,14 +137,29 @@ def _input(situation: str, plan: str) -> dict[str, str]:
     return {"question": situation, "draft": plan}
 
 
-def _told(result: RehearsalResult, max_length: int) -> tuple[str, dict[str, Any]]:
+def _store() -> BaseStore | None:
+    """The store of the graph that calls the tool; None if there is none."""
+    try:
+        runtime: Any = get_runtime()
+    except (RuntimeError, LookupError):  # called by hand, outside of a graph
+        return None
+    store: BaseStore | None = getattr(runtime, "store", None)
+    return store
+
+
+def _artifact(trace: Trace, kept: Kept | None, error: dict[str, str] | None, *, whole: bool) -> dict[str, Any]:
+    summary = {"status": trace.status, "revised": trace.revised, "trace_id": trace.id, "kept": kept, "error": error}
+    return {**summary, "trace": trace.model_dump(mode="json")} if whole else summary
+
+
+def _told(result: RehearsalResult, max_length: int) -> str:
     trace = result["trace"]
     if result["status"] not in ("finished", "blocked"):
         error = result["error"] or {"type": "SceneError", "message": f"it ended as {result['status']}"}
         why = f"{error['type']}: {error['message'].rstrip('.')}"
         told = f"The plan could not be rehearsed, so that nothing is known of its effects ({why})."
         raise ToolException(_cut(told, max_length))
-    return summary(trace, max_length), trace.model_dump(mode="json")
+    return summary(trace, max_length)
 
 
 def _verdict(trace: Trace, max_length: int) -> str:

@@ -23,7 +23,7 @@ def checked_folders(adapters: Mapping[str, Path]) -> dict[str, Path]:
     """The absolute folders of adapters.
 
     Raises:
-        ServerError: one does not exist, or is no adapter that vLLM takes.
+        ServerError: one does not exist, or is not an adapter that vLLM takes.
     """
     return {name: check_adapter_folder(path, max_rank=None) for name, path in adapters.items()}
 
@@ -36,8 +36,8 @@ async def load_adapters(model: ChatVLLM, adapters: Mapping[str, Path]) -> None:
         adapters: folders by name, which the server must be able to read.
 
     Raises:
-        ServerError: the server cannot be reached, a folder is no adapter that fits, the server refuses it, or serves
-            something else under its name.
+        ServerError: the server cannot be reached, a folder is not an adapter that fits, the server refuses it, or
+            serves something else under its name.
     """
     if adapters:
         await asyncio.to_thread(_load, _endpoint(model), adapters)

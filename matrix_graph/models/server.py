@@ -221,8 +221,8 @@ class VLLMServer:
             path: a folder as PEFT saves it.
 
         Raises:
-            ServerError: the folder is no adapter that fits this model, adapters are off, or the server refused it. The
-                server goes on in any case.
+            ServerError: the folder is not an adapter that fits this model, adapters are off, or the server refused it.
+                The server goes on in any case.
         """
         if not self.config.enable_lora:
             raise ServerError("This server was started without adapters. Set `enable_lora` and start it again.")

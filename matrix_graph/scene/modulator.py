@@ -368,5 +368,5 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 
 def _some(items: dict[str, Any], most: int) -> dict[str, Any]:
-    # An empty enumeration is no valid schema, so that an array of nothing has no item schema at all.
+    # An empty enumeration is not a valid schema, so that an array of nothing has no item schema at all.
     return {"type": "array", "items": items, "maxItems": most} if most else {"type": "array", "maxItems": 0}

@@ -227,7 +227,7 @@ async def _awaited(player: Runnable[Any, Any], given: Any, config: RunnableConfi
 def _ambient() -> RunnableConfig:
     """The run's configuration as a player inherits it: callbacks, store and checkpointer, but no limit of the scene's.
 
-    The scene's settings are no context of the player's; its supersteps are counted for the scene alone.
+    The scene's settings are not a context of the player's; its supersteps are counted for the scene alone.
     """
     config = get_config()
     configurable = {

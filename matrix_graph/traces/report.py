@@ -82,7 +82,7 @@ def write_report(
     if _real(out) in places:
         raise ExportError(f"{out} holds the traces themselves; the page would replace them. Name another with --out.")
     begun = {_file(source) for source in running}
-    # A run that has just begun has no file yet, which is no mistake of whoever looks at it.
+    # A run that has just begun has no file yet, which is not a mistake of whoever looks at it.
     files = [file for file in places if file.exists() or file not in begun]
     if limit is not None and limit < 1:
         raise ExportError(f"The limit is {limit}; it must be at least 1. Leave it out to have every scene.")

@@ -121,7 +121,8 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
         One trace a line; empty lines are passed over.
 
     Raises:
-        TraceError: no such file, a line that is no trace (with its number), or a newer schema than this version reads.
+        TraceError: no such file, a line that is not a trace (with its number), or a newer schema than this version
+            reads.
     """
     for _, trace in line_entries(path, _parse):
         yield trace
@@ -150,7 +151,7 @@ def line_head(line: bytes) -> tuple[str, Status]:
     """The id and the status of the trace in one whole line.
 
     Raises:
-        ValueError: the line is no trace.
+        ValueError: the line is not a trace.
         TraceError: its schema is newer than this version reads.
     """
     match = _HEAD.match(line)

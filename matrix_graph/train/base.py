@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from matrix_graph.errors import PrerequisiteError
 from matrix_graph.models.serving.weights import fingerprint
+from matrix_graph.train.base_name import base_name
 from matrix_graph.train.errors import TrainingError
 from matrix_graph.train.recipe import Recipe
 from matrix_graph.train.record import BaseModelAccount
@@ -129,18 +130,20 @@ def account_of(path: str, model: Any) -> BaseModelAccount:
         path: a folder, or a hub id whose files are in the hub's cache by now.
         model: the loaded model.
     """
-    folder, revision = Path(path), None
+    folder, named = Path(path), base_name(path)
+    revision = named.revision
     if not folder.is_absolute():
         from huggingface_hub import try_to_load_from_cache
 
         revision = getattr(model.config, "_commit_hash", None)
         config = try_to_load_from_cache(path, "config.json", revision=revision)
         if not isinstance(config, str):
-            return BaseModelAccount(name=path, revision=revision, fingerprint=None, files={})
+            return BaseModelAccount(name=path, load_as=path, revision=revision, fingerprint=None, files={})
         folder = Path(config).parent
     files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()})
     return BaseModelAccount(
-        name=Path(path).name if Path(path).is_absolute() else path,
+        name=named.name,
+        load_as=named.load_as,
         revision=revision,
         fingerprint=fingerprint(folder),
         files={file.name: file_sha256(file) for file in files},

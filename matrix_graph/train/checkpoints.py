@@ -4,7 +4,7 @@
     OUT/checkpoints/checkpoint-N/       as Hugging Face's trainer writes it, and `whole.json` in it when all of it is
 
 What always holds: a checkpoint is gone on from only if it is whole and belongs to the same rows, model and recipe; when
-the adapter is there, the checkpoints are not.
+the adapter is there, the checkpoints are not; no folder of this machine is named in them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_graph.files import read_object, replace_file
+from matrix_graph.train.base_name import without_private_path
 from matrix_graph.train.errors import TrainingError
 
 _FOLDER = "checkpoints"
@@ -93,6 +94,21 @@ class Checkpoints:
                     step, seconds, starts = int(mark["step"]), float(mark["seconds"]), int(mark["starts"])
                     return Checkpoint(path, step, seconds, starts)
         return None
+
+    def drop_private_paths(self, step: int, base: str) -> None:
+        """Take out of a checkpoint what names folders of this machine; nobody needs it to go on.
+
+        Args:
+            step: of the checkpoint.
+            base: the base model's name.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        checkpoint = self.folder / f"checkpoint-{step}"
+        without_private_path(checkpoint, base)
+        for left in (checkpoint / "training_args.bin", checkpoint / "README.md", self.folder / "README.md"):
+            left.unlink(missing_ok=True)
 
     def mark_whole(self, step: int, *, seconds: float, starts: int) -> None:
         """The checkpoint of this step is written.

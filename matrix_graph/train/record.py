@@ -1,7 +1,8 @@
 """What a finished training says about itself: `training.json` for programs, `README.md` for people.
 
 What always holds: `training.json` is written last, so that a folder that has it has all the rest; the data and the base
-model are named by hashes; no text of a row stands in either.
+model are named by hashes; no text of a row and no folder of the machine stands in either, since both go along with the
+adapter.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from matrix_graph.config import explain
+from matrix_graph.models.bundled.catalog import PREFIX
 from matrix_graph.models.serving.weights import Fingerprint
 from matrix_graph.train.dataset import DataAccount
 from matrix_graph.train.errors import TrainingError
@@ -29,7 +31,11 @@ class BaseModelAccount(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str = Field(description="A hub id, or a folder's last part.")
-    revision: str | None = Field(description="The hub's commit; null for a folder.")
+    load_as: str | None = Field(
+        default=None,
+        description="What `--model` takes for it on any machine, a hub id or a bundled model; null: its folder alone.",
+    )
+    revision: str | None = Field(description="The hub's commit; null where it is not known.")
     fingerprint: Fingerprint | None = Field(description="Of the weights; null if they are not safetensors files.")
     files: dict[str, str] = Field(description="SHA-256 of each file with weights.")
 
@@ -142,17 +148,7 @@ def model_card(record: TrainingRecord, name: str) -> str:
         "",
         "## Use",
         "",
-        "```python",
-        "from peft import AutoPeftModelForCausalLM",
-        "",
-        'model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")',
-        "```",
-        "",
-        "```bash",
-        "matrix-graph serve --model BASE --adapter NAME=FOLDER   # requests then name NAME as their model",
-        f"vllm serve BASE --enable-lora --max-lora-rank {record.recipe.rank} --lora-modules NAME=FOLDER",
-        "```",
-        "",
+        *_use_lines(record),
     ]
     if record.recipe.chat_template_kwargs:
         kwargs = json.dumps(record.recipe.chat_template_kwargs)
@@ -161,6 +157,50 @@ def model_card(record: TrainingRecord, name: str) -> str:
 
 
 _WEIGHTS = {"4bit": "in 4 bits (QLoRA)", "none": "as they are"}
+
+
+def _use_lines(record: TrainingRecord) -> list[str]:
+    """How to load the adapter on any machine: the base model is always given by hand."""
+    model, base = record.model, record.model.load_as or "BASE"
+    bundled = base.startswith(PREFIX)
+    serve = [f"matrix-graph serve --model {base} --adapter NAME=FOLDER   # requests then name NAME as their model"]
+    served = "BASE" if bundled else base
+    serve += [f"vllm serve {served} --enable-lora --max-lora-rank {record.recipe.rank} --lora-modules NAME=FOLDER"]
+    if bundled:
+        given = [
+            "from matrix_graph.models.bundled import prepare_bundled_model",
+            "",
+            f"base = prepare_bundled_model({json.dumps(base.removeprefix(PREFIX))})",
+        ]
+    else:
+        given = ["", f"base = {json.dumps(base)}"]
+    revision = f", revision={json.dumps(model.revision)}" if model.load_as and model.revision else ""
+    lines = [
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        *given,
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revision}), "FOLDER")',
+        "```",
+        "",
+        "```bash",
+        *serve,
+        "```",
+        "",
+    ]
+    if model.load_as is not None and not bundled:
+        return ["FOLDER is this folder.", "", *lines]
+    where = (
+        "The base model is prepared on each machine, and BASE is the folder that `base` names below"
+        if bundled
+        else "BASE is the base model on your machine, its folder or its hub id; it was a folder where this was trained"
+    )
+    told = (
+        f"FOLDER is this folder. {where}. Give the base by hand, as here: `adapter_config.json` tells its name alone, "
+        f"`{_plain(model.name)}`. `AutoPeftModelForCausalLM` and vLLM's `VLLM_LORA_RESOLVER_CACHE_DIR` look for the "
+        "base by that name, and may not find it."
+    )
+    return [told, "", *lines]
 
 
 def _data_lines(what: str, data: DataAccount) -> list[str]:

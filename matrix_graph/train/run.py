@@ -30,6 +30,7 @@ from matrix_graph.files import replace_file
 from matrix_graph.models.bundled import resolve_model
 from matrix_graph.models.serving.weights import fingerprint
 from matrix_graph.train import base
+from matrix_graph.train.base_name import base_name, without_private_path
 from matrix_graph.train.checkpoints import Checkpoints
 from matrix_graph.train.dataset import DataAccount, prepare
 from matrix_graph.train.errors import TrainingError
@@ -78,7 +79,7 @@ def train_adapter(
         PrerequisiteError: the `train` extra is not installed, or a GPU is needed; holds the command.
         TrainingError: no rows, a model without a chat template, a folder that belongs to another training, a full
             disk, too little memory on the GPU.
-        ServerError: the model's folder is no model.
+        ServerError: the model's folder is not a model.
         ConfigError: `out` cannot be written.
     """
     base.require_extra()
@@ -153,6 +154,7 @@ def _train(job: _Job, state: Any, view: TrainingView) -> TrainingRecord:
         view if state.is_main_process else None,
         seconds=newest.seconds if newest else 0.0,
         starts=newest.starts + 1 if newest else 1,
+        base=base_name(job.path).name,
     )
     trainer = make_trainer(
         method,
@@ -208,7 +210,8 @@ def _known_by(path: str) -> str:
     folder = Path(path)
     if folder.is_absolute() and (print_ := fingerprint(folder)) is not None:
         return f"{print_.layout[:32]}{print_.content[:32]}"
-    return path
+    # A folder is known by a hash: what a training was begun with is written down beside the adapter.
+    return hashlib.sha256(os.fsencode(path)).hexdigest() if folder.is_absolute() else path
 
 
 def _done(out: Path, digest: str) -> TrainingRecord | None:
@@ -275,10 +278,11 @@ def _keep(trainer: Any, out: Path, record: TrainingRecord) -> None:
     adapter = trainer.accelerator.unwrap_model(trainer.model)
     for name, weights in adapter.named_parameters():
         if weights.requires_grad and not bool(torch.isfinite(weights).all()):
-            raise TrainingError(f"The adapter has weights that are no numbers ({name}). Lower the learning_rate.")
+            raise TrainingError(f"The adapter has weights that are not numbers ({name}). Lower the learning_rate.")
     part = out / _PART
     shutil.rmtree(part, ignore_errors=True)
     adapter.save_pretrained(part)
+    without_private_path(part, record.model.name)
     # The library keeps the weights to their owner; a server may run as somebody else.
     (part / _WEIGHTS).chmod((part / "adapter_config.json").stat().st_mode)
     (part / _WEIGHTS).replace(out / _WEIGHTS)

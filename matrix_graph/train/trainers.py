@@ -1,7 +1,7 @@
 """TRL's trainers, told what to do by a recipe. Imports torch and TRL: imported itself only when training begins.
 
 What always holds: the trainers get tokens and labels that `masks` made and leave them as they are; nothing is told to
-the network; a loss that is no number ends the training.
+the network; a loss that is not a number ends the training.
 """
 
 from __future__ import annotations
@@ -52,12 +52,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         view: None in all processes but the first.
         seconds: what earlier starts took.
         starts: this one is so many-th.
+        base: the base model's name, for the checkpoints.
     """
 
-    def __init__(self, checkpoints: Checkpoints, view: TrainingView | None, *, seconds: float, starts: int) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, view: TrainingView | None, *, seconds: float, starts: int, base: str
+    ) -> None:
         self._checkpoints = checkpoints
         self._view = view
-        self._earlier, self._starts = seconds, starts
+        self._earlier, self._starts, self._base = seconds, starts, base
         self._began = time.monotonic()
 
     @property
@@ -83,7 +86,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             return
         if not math.isfinite(loss):
             raise TrainingError(
-                f"The loss is no number any more at step {state.global_step} ({loss}). Lower the recipe's "
+                f"The loss is not a number any more at step {state.global_step} ({loss}). Lower the recipe's "
                 "learning_rate, and give --no-resume."
             )
         if self._view is not None:
@@ -92,6 +95,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint is written."""
         if state.is_world_process_zero:
+            self._checkpoints.drop_private_paths(state.global_step, self._base)
             self._checkpoints.mark_whole(state.global_step, seconds=self.seconds, starts=self._starts)
 
 

@@ -12,8 +12,10 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.store.memory import InMemoryStore
 
 from matrix_graph import ChatVLLM, Trace
+from matrix_graph.compose.keeping import NAMESPACE
 from tests.integration.apps import advice_chain, family_desk, shop_agent
 from tests.integration.model_server import Fault, ModelServer
 from tests.integration.random_reply import JSON, Reply
@@ -116,7 +118,7 @@ async def test_a_client_sees_the_draft_go_and_the_revision_come(
     asked_for, call, found, answer = client.state["messages"]
     assert (call.tool_calls[0]["args"], found.content) == ({"number": 7}, "Order 7: paid, lost by the carrier.")
     assert answer.id in client.bubbles
-    record = client.state["rehearsals"][0]
+    record = client.state["last_rehearsal"]
     assert record["draft_id"] not in client.bubbles
     trace = Trace.model_validate(record["trace"])
     assert (trace.question, trace.draft) == (asked_for.text, client.replaced[0])
@@ -147,7 +149,7 @@ async def test_a_server_that_fails_the_scene_leaves_the_answer(server: ModelServ
     asked: Any = {"messages": [HumanMessage("Where is order 7?")]}
     await client.aread(app.astream(asked, stream_mode=shop_agent.MODES))
     assert [text for text in client.bubbles.values() if text] == ["Buy it again, it is your loss."]
-    record = client.state["rehearsals"][0]
+    record = client.state["last_rehearsal"]
     assert (record["status"], client.replaced) == ("failed", [])
     assert "refused" in record["error"]["message"]
 
@@ -189,14 +191,17 @@ async def test_an_agent_of_a_supervisor_looks_ahead(
 ) -> None:
     monkeypatch.setenv("LANGGRAPH_STRICT_MSGPACK", "true")
     server.reply = desk
-    app = family_desk.build(model, InMemorySaver())
+    store = InMemoryStore()
+    app = family_desk.build(model, InMemorySaver(), store)
     asked: Any = {"messages": [HumanMessage("May I sell my sister's bike?")]}
     config: Any = {"configurable": {"thread_id": "1"}}
     end = await app.ainvoke(asked, config) if mode == "async" else await asyncio.to_thread(app.invoke, asked, config)
     assert end["messages"][-1].text == "Our adviser says: talk to her first."
     result = next(m for m in end["messages"] if isinstance(m, ToolMessage) and m.name == "rehearse")
     assert result.text.startswith("The scene speaks against the plan. Better:\nAsk her before you sell.")
-    trace = Trace.model_validate(result.artifact)
+    kept = store.get(NAMESPACE, result.artifact["trace_id"])
+    assert kept is not None
+    trace = Trace.model_validate(kept.value["trace"])
     assert (trace.draft, trace.answer) == ("Sell it.", "Ask her before you sell.")
     # What the agents read is the summary, never the trace.
     assert not [body for body in server.bodies if tools_of(body) and "schema_version" in json.dumps(body)]

@@ -423,7 +423,7 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
         Evaluation([], roster_from("base").candidates, model, out=tmp_path)
     with pytest.raises(ConfigError, match="same id"):
         Evaluation(questions(1) * 2, roster_from("base").candidates, model, out=tmp_path)
-    with pytest.raises(ConfigError, match="no candidate"):
+    with pytest.raises(ConfigError, match="not a candidate"):
         Evaluation(questions(1), roster_from("base").candidates, model, out=tmp_path, baseline="x")
     with pytest.raises(ConfigError, match="at least 1"):
         Evaluation(questions(1), roster_from("base").candidates, model, out=tmp_path, max_requests=0)
@@ -519,7 +519,7 @@ REFUSALS = [
     (("evaluate", "-q", "q.jsonl", "--candidates", "best-of-n:m=1", "--out", "o"), "Its settings"),
     (("evaluate", "-q", "q.jsonl", "--candidates", "kind=nowhere", "--out", "o"), "does not exist"),
     (("evaluate", "-q", "nothing.jsonl", "--out", "o"), "neither a file nor a known hub name"),
-    (("evaluate", "-q", "q.jsonl", "--baseline", "x", "--out", "o"), "no candidate"),
+    (("evaluate", "-q", "q.jsonl", "--baseline", "x", "--out", "o"), "not a candidate"),
     (("evaluate", "-q", "q.jsonl", "--candidates", "cruel", "--out", "o"), "neither a method nor served"),
     (("evaluate", "-q", "q.jsonl", "--judge", "cruel", "--out", "o"), "neither a method nor served"),
     (("evaluate", "-q", "q.jsonl", "--out", "q.jsonl"), "cannot be made"),

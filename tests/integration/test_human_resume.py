@@ -25,7 +25,7 @@ from langgraph.types import Command, interrupt
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig
 from matrix_graph.scene.players import human
 from tests.unit import invariants
-from tests.unit.scripted import ScriptedModel
+from tests.unit.scripted import ScriptedModel, everybody_sees
 
 ROOT = Path(__file__).parents[2]
 THREAD: RunnableConfig = {"configurable": {"thread_id": "t"}}
@@ -46,21 +46,6 @@ def agent() -> Any:
     graph.add_node("asks", asks)
     graph.add_edge(START, "asks")
     return graph.compile(name="agent")
-
-
-def everybody_sees(purpose: str, role: str, round: int, rng: Any) -> Any:
-    if purpose != "judge":
-        return None
-    others = [person.name for person in CAST.roles if person.name != role]
-    return {
-        "reason": "so",
-        "plausible": True,
-        "observers": others,
-        "seen": f"{role} moves in round {round}",
-        "changes": [],
-        "consequence": None,
-        "hurt": [],
-    }
 
 
 def rehearsal(saver: Any, model: ScriptedModel) -> Rehearsal:
@@ -84,7 +69,7 @@ def told(result: Any, calls: int) -> None:
 
 def sync(file: str, begin: bool) -> None:
     """Begin, or answer everybody who is waited for; the synchronous saver."""
-    model = ScriptedModel(override=everybody_sees)
+    model = ScriptedModel(override=everybody_sees(*(role.name for role in CAST.roles)))
     with SqliteSaver.from_conn_string(file) as saver:
         scene = rehearsal(saver, model)
         if begin:
@@ -98,7 +83,7 @@ def sync(file: str, begin: bool) -> None:
 
 async def asynchronous(file: str, begin: bool) -> None:
     """The same with the asynchronous saver, as a stream."""
-    model = ScriptedModel(override=everybody_sees)
+    model = ScriptedModel(override=everybody_sees(*(role.name for role in CAST.roles)))
     async with AsyncSqliteSaver.from_conn_string(file) as saver:
         scene = rehearsal(saver, model)
         given: Any = "Why?"

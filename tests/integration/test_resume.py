@@ -52,10 +52,10 @@ class Mortal(ScriptedModel):
 
     dies_at: int = 0
 
-    def _reply(self, messages: Any, metadata: dict[str, Any], schema: Any) -> Any:
+    def _reply(self, messages: Any, metadata: dict[str, Any], options: Any) -> Any:
         if len(self.log) + 1 == self.dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._reply(messages, metadata, schema)
+        return super()._reply(messages, metadata, options)
 
 
 def model(kind: str, **options: Any) -> Mortal:

@@ -15,10 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import Field, SecretStr
@@ -32,6 +29,7 @@ from tests.integration.model_server import Fault, ModelServer
 from tests.integration.random_reply import JSON, Reply
 from tests.integration.scenes import PURPOSES, Replies, client, full_cast, purpose, received, sent
 from tests.unit import invariants
+from tests.unit.fake_model import FakeModel
 
 SHORT = SceneConfig(roles=2, steps=2)
 
@@ -570,26 +568,15 @@ def test_chat_openai_and_a_server_that_fails(server: ModelServer, tmp_path: Path
     assert trace.status == "failed" and trace.error is not None and "500" in trace.error.message
 
 
-class PlainModel(BaseChatModel):
+class PlainModel(FakeModel):
     """A chat model that knows nothing of structured output and wraps its JSON as such models do."""
 
     wrap: str = "{}"
     log: list[str] = Field(default=[])
 
-    @property
-    def _llm_type(self) -> str:
-        return "plain"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        assert run_manager is not None and not kwargs
-        about = run_manager.metadata
-        what, role, round = (about[f"matrix_graph_{name}"] for name in ("purpose", "role", "round"))
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
+        assert not options
+        what, role, round = (metadata[f"matrix_graph_{name}"] for name in ("purpose", "role", "round"))
         self.log.append(what)
         reply = {
             "cast": json.loads(cast_reply(["Ann", "Bob", "Cem"])),
@@ -610,8 +597,7 @@ class PlainModel(BaseChatModel):
             },
             "check": {"better": "A"} if messages[0].text == fill("stance", "better") else {"stance": "helps"},
         }.get(what)
-        text = f"{what}, in words" if reply is None else self.wrap.replace("{}", json.dumps(reply, indent=1))
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(content=text))])
+        return f"{what}, in words" if reply is None else self.wrap.replace("{}", json.dumps(reply, indent=1))
 
 
 @pytest.mark.parametrize(

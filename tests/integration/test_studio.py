@@ -27,6 +27,7 @@ import yaml
 from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 
+from matrix_graph.compose.keeping import NAMESPACE
 from matrix_graph.options import cast_from
 from matrix_graph.scene.state import to_trace
 from tests.integration.model_server import ModelServer
@@ -214,7 +215,11 @@ async def test_graphs_and_their_inputs_explain_themselves(client: LangGraphClien
 )
 async def test_outputs_are_described(client: LangGraphClient, graph: str) -> None:
     output = (await schemas(client, graph))["output_schema"]
-    public = ["messages", "rehearsals"] if graph == "chat_agent" else ["question", "draft", "cast", "events", "answer"]
+    public = (
+        ["messages", "rehearsals", "last_rehearsal"]
+        if graph == "chat_agent"
+        else ["question", "draft", "cast", "events", "answer"]
+    )
     assert set(public) <= set(output["properties"])
 
 
@@ -283,6 +288,7 @@ async def test_every_stream_carries_something(client: LangGraphClient, graph: st
     assert {"question", "draft", "cast", "event"} <= set(kinds)
     assert REVISION in spoken
     state = await client.threads.get_state(thread)
+    last.pop("last_rehearsal", None)  # is told, and not kept
     assert state["next"] == [] and state["values"] == last
 
 
@@ -340,9 +346,12 @@ async def test_the_agents_answers_are_rehearsed_as_the_run_says(client: LangGrap
     state = await client.threads.get_state(thread)
     values = state["values"]
     assert isinstance(values, dict) and values["messages"][-1]["content"] == REVISION
-    (record,) = values["rehearsals"]
-    assert record["when"]["who"] == "the neighbour" and record["trace"]["settings"]["steps"] == 1
-    assert QUESTION in record["trace"]["question"], "the thread's earlier turns belong to what is asked"
+    (summary,) = values["rehearsals"]
+    assert summary["kept"] == "store" and "last_rehearsal" not in values
+    kept = (await client.store.get_item(NAMESPACE, key=summary["trace_id"]))["value"]
+    assert kept["thread_id"] == thread and kept["trace"]["settings"]["steps"] == 1
+    assert json.loads(kept["when_calls"][0]["completion"]) == touched
+    assert QUESTION in kept["trace"]["question"], "the thread's earlier turns belong to what is asked"
 
 
 async def test_a_scene_is_forked_from_its_history(client: LangGraphClient) -> None:

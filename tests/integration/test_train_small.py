@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
 from matrix_graph.errors import ConfigError, PrerequisiteError
+from matrix_graph.models.serving.adapter import check_adapter_folder
 from matrix_graph.train import Recipe, TrainingError, TrainingRecord, read_record, train_adapter
 from matrix_graph.train import base as base_module
 from tests.integration.tiny_models import chatml, tiny_model
@@ -37,6 +37,20 @@ ANSWERS = ["Ask him kindly.", "Wait a day.", "Call the police officer.", "no", "
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def as_the_card_says(adapter: Path, base: str) -> Any:
+    """The model and its adapter, loaded by the code in the adapter's card."""
+    code = (adapter / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("BASE", base).replace("FOLDER", str(adapter)), names)
+    return names["model"]
+
+
+def naming(folder: Path, *private: str) -> list[str]:
+    """The files below a folder that hold one of these texts."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if any(text.encode() in path.read_bytes() for text in private)]
 
 
 def write_rows(path: Path, count: int = 14) -> Path:
@@ -90,7 +104,7 @@ def test_the_adapter_moves_and_the_base_stays(model: str, rows: Path, tmp_path: 
     assert record.data.sha256 in card and 'base_model: "tiny"' in card and "library_name: peft" in card
     assert (out / "loss.svg").read_text().count("<polyline") == 2
 
-    tuned = AutoPeftModelForCausalLM.from_pretrained(out)
+    tuned = as_the_card_says(out, model)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         with_adapter = tuned(ids).logits
@@ -106,6 +120,47 @@ def test_the_adapter_moves_and_the_base_stays(model: str, rows: Path, tmp_path: 
     with pytest.raises(TrainingError, match=r"trained otherwise.*--no-resume"):
         train_adapter(rows, out, model=model, recipe=other)
     assert train_adapter(rows, out, model=model, recipe=other, resume=False).steps == 1
+
+
+def test_an_adapter_loads_where_neither_it_nor_its_base_lay(rows: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home" / "jane.doe"
+    base = tiny_model(home / "models" / "tiny", chatml())
+    out = home / "adapters" / "kind"
+    train_adapter(rows, out, model=str(base), recipe=QUICK.model_copy(update={"max_steps": 2}))
+    assert naming(out, "jane.doe", str(tmp_path)) == []
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert read_record(out) is not None and "`tiny`" in (out / "README.md").read_text().split("## Use")[1]
+    moved, adapter = base.rename(tmp_path / "elsewhere"), out.rename(tmp_path / "copied")
+    tuned = as_the_card_says(adapter, str(moved))
+    assert type(tuned).__name__ == "PeftModelForCausalLM"
+    # What serves it looks at weights and shapes, not at names.
+    assert check_adapter_folder(adapter, max_rank=8, base=moved) == adapter
+    assert "--lora-modules NAME=FOLDER" in (adapter / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "told", "name", "loads"),
+    [
+        ("tiny", "someone/Tiny", "someone/Tiny", "BASE"),
+        ("my-tuned-tiny", "someone/tiny", "my-tuned-tiny", "BASE"),  # the name of what it was made from
+        ("tiny", "/home/jane.doe/tiny", "tiny", "BASE"),
+        ("models--someone--tiny/snapshots/c0ffee", None, "someone/tiny", '"someone/tiny"'),
+    ],
+)
+def test_a_model_goes_by_its_own_name(
+    rows: Path, tmp_path: Path, folder: str, told: str | None, name: str, loads: str
+) -> None:
+    base = tiny_model(tmp_path / folder, chatml())
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **({"_name_or_path": told} if told else {})}))
+    out = tmp_path / "out"
+    record = train_adapter(rows, out, model=str(base), recipe=QUICK.model_copy(update={"max_steps": 1}))
+    assert record.model.name == name
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+    assert naming(out, "jane.doe", str(tmp_path)) == []
+    card = (out / "README.md").read_text()
+    assert f"matrix-graph serve --model {loads.strip(chr(34))} " in card
+    assert ('base = "someone/tiny"' in card and 'revision="c0ffee"' in card) == (loads != "BASE")
 
 
 def test_the_same_seed_gives_the_same_adapter(model: str, rows: Path, tmp_path: Path) -> None:
@@ -129,7 +184,7 @@ def test_preferences_are_learnt(model: str, tmp_path: Path) -> None:
     assert record.method == "dpo" and record.steps == 24
     assert record.first_loss == pytest.approx(0.6931, abs=0.01)  # log 2: it begins as the base model
     assert record.last_loss < 0.3
-    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    as_the_card_says(tmp_path / "out", model)
 
 
 def command(rows: Path, out: Path, model: str, recipe: Path, *more: str) -> list[str]:
@@ -187,6 +242,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
         with pytest.raises(TrainingError, match=r"disk with .* is full.*same command again"):
             train_adapter(rows, out, model=model, recipe=QUICK)
     assert (out / "checkpoints" / "checkpoint-2" / "whole.json").exists()
+    assert naming(out, str(tmp_path), model) == []
     with pytest.raises(TrainingError, match=r"begun with another recipe.*--no-resume"):
         train_adapter(rows, out, model=model, recipe=QUICK.model_copy(update={"seed": 5}))
     with pytest.raises(TrainingError, match="begun with another rows"):
@@ -204,7 +260,7 @@ def test_faults_are_told(model: str, rows: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(TrainingError, match=r"cannot be trained by this recipe.*nothing_like_it"):
         recipe = QUICK.model_copy(update={"target_modules": ["nothing_like_it"]})
         train_adapter(rows, tmp_path / "out2", model=model, recipe=recipe)
-    with pytest.raises(TrainingError, match="no number any more"):
+    with pytest.raises(TrainingError, match="not a number any more"):
         train_adapter(rows, tmp_path / "out3", model=model, recipe=QUICK.model_copy(update={"learning_rate": 1e38}))
     if not torch.cuda.is_available():
         with pytest.raises(PrerequisiteError, match="needs an NVIDIA GPU"):

@@ -5,27 +5,22 @@ Every text that it makes holds a token of its own (`tok...`), so that a test can
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import random
-import time
 from collections.abc import Callable
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
 from matrix_graph.scene.prompts import examples
+from tests.unit.fake_model import SchemaModel
 
 Override = Callable[[str, str, int, random.Random], Any]
 
 
-class ScriptedModel(BaseChatModel):
+class ScriptedModel(SchemaModel):
     """Random replies that fit the schema asked for.
 
     Args:
@@ -65,39 +60,11 @@ class ScriptedModel(BaseChatModel):
     override: Override | None = Field(default=None, exclude=True)
     log: list[tuple[str, str, int]] = Field(default=[], exclude=True)
 
-    @property
-    def _llm_type(self) -> str:
-        return "scripted"
+    def _pause(self) -> float:
+        return random.random() * self.jitter
 
-    def with_structured_output(self, schema: Any, *, include_raw: bool = False, **kwargs: Any) -> Runnable[Any, Any]:
-        assert include_raw
-        return self.bind(schema=schema) | RunnableLambda(
-            lambda raw: {"raw": raw, "parsed": None, "parsing_error": None}
-        )
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        if self.jitter:
-            time.sleep(random.random() * self.jitter)
-        return self._reply(messages, run_manager.metadata if run_manager else {}, kwargs.get("schema"))
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        if self.jitter:
-            await asyncio.sleep(random.random() * self.jitter)
-        return self._reply(messages, run_manager.metadata if run_manager else {}, kwargs.get("schema"))
-
-    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
+        schema = options.get("schema")
         purpose = metadata["matrix_graph_purpose"]
         role, round = metadata["matrix_graph_role"], metadata["matrix_graph_round"]
         self.log.append((purpose, role, round))
@@ -106,9 +73,9 @@ class ScriptedModel(BaseChatModel):
         wanted = next(iter(schema["properties"])) if purpose == "check" else purpose
         reply: Any = self.override(wanted, role, round, rng) if self.override else None
         if isinstance(reply, Exception):
-            raise reply
+            return reply
         if reply is None and rng.random() < self.broken:
-            raise ConnectionError("scripted connection loss")
+            return ConnectionError("scripted connection loss")
         if reply is None:
             reply = self._value(schema, rng, "") if schema else words(rng)
             reply = self._habit(purpose, messages, rng) or reply
@@ -117,7 +84,7 @@ class ScriptedModel(BaseChatModel):
             text = rng.choice(
                 ["", "  \n", "I would rather not.", text[: len(text) // 2], '{"wrong": "shape"}', "[1, 2]"]
             )
-        message = AIMessage(
+        return AIMessage(
             content=text,
             response_metadata={"finish_reason": "length" if rng.random() < self.cut else "stop"},
             usage_metadata={
@@ -126,7 +93,6 @@ class ScriptedModel(BaseChatModel):
                 "total_tokens": sum(len(m.text.split()) for m in messages) + len(text.split()),
             },
         )
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _habit(self, purpose: str, messages: list[BaseMessage], rng: random.Random) -> Any:
         """A reply as small models tend to give it; None for another."""
@@ -165,3 +131,22 @@ class ScriptedModel(BaseChatModel):
 def words(rng: random.Random) -> str:
     """A short text that begins with a token of its own."""
     return f"tok{rng.getrandbits(48):012x} {rng.choice(['goes', 'says', 'waits', 'gives'])}"
+
+
+def everybody_sees(*names: str) -> Override:
+    """Judgements by which all these people see what each of them does, and nothing comes of it."""
+
+    def override(purpose: str, role: str, round: int, rng: random.Random) -> Any:
+        if purpose != "judge":
+            return None
+        return {
+            "reason": "so",
+            "plausible": True,
+            "observers": [name for name in names if name != role],
+            "seen": f"{role} moves in round {round}",
+            "changes": [],
+            "consequence": None,
+            "hurt": [],
+        }
+
+    return override

@@ -260,7 +260,7 @@ def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
         Ledger(job, None, None)
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         Ledger(job_of(tmp_path, questions=tmp_path / "missing.jsonl"), None, None)
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         Ledger(job_of(tmp_path, questions=tmp_path), None, None)
 
 

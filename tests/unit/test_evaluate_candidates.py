@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatResult
 from pydantic import Field
 
 from matrix_graph.config import SceneConfig
@@ -45,9 +44,9 @@ TALK = Question.model_validate(
 class Listening(ScriptedModel):
     """A scripted model that keeps the prompts it was sent, by step."""
 
-    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
         self.prompts.append((metadata["matrix_graph_purpose"], messages))
-        return super()._reply(messages, metadata, schema)
+        return super()._reply(messages, metadata, options)
 
     prompts: list[tuple[str, list[BaseMessage]]] = Field(default_factory=list)
 
@@ -181,12 +180,11 @@ async def test_decrim_refines_what_is_not_fulfilled_and_stops_when_all_is() -> N
         return {"answer": "A0", "decompose": {"constraints": ["short", "kind"]}, "refine": "A1"}[step]
 
     class Critic(Listening):
-        def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
-            result = super()._reply(messages, metadata, schema)
+        def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
+            result = super()._reply(messages, metadata, options)
             if metadata["matrix_graph_purpose"] == "critique":
                 name = "short" if "\nshort\n" in messages[0].text else "kind"
-                verdict = {"reason": f"about {name}", "fulfilled": next(told[name])}
-                result.generations[0].message = AIMessage(json.dumps(verdict))
+                return {"reason": f"about {name}", "fulfilled": next(told[name])}
             return result
 
     model = Critic(override=replies, prompts=[])
@@ -315,10 +313,8 @@ async def test_a_budget_is_kept_on_average(kind: type[Budgeted]) -> None:
 @pytest.mark.parametrize("kind", [BestOfN, CritiqueRevise])
 async def test_a_model_that_does_not_tell_its_tokens_can_keep_no_budget(kind: type[Budgeted]) -> None:
     class Silent(Listening):
-        def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
-            result = super()._reply(messages, metadata, schema)
-            result.generations[0].message = AIMessage(result.generations[0].text)
-            return result
+        def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
+            return AIMessage(super()._reply(messages, metadata, options).text)
 
     with pytest.raises(ModelError, match=f"Give {kind.repeats}=NUMBER"):
         await kind(tokens=600).answer(QUESTION, Asker(Silent(prompts=[]), temperature=0.2, max_tokens=64))
@@ -461,8 +457,8 @@ def test_roster_of_all_kinds() -> None:
         ("best-of-n:n=3:tokens=900", "n or tokens, not both"),
         ("base,critique-revise:tokens=matched", "Add rehearsal"),
         ("rehearsal,debate:tokens=matched", "Its settings: model"),
-        ("debate:agents", "no setting"),
-        ("debate:agents=2:agents=3", "no setting"),
+        ("debate:agents", "not a setting"),
+        ("debate:agents=2:agents=3", "not a setting"),
         ("nosuch:n=2", "There is no method"),
         ("a b", "no usable name"),
         ("=dir", "NAME=DIR"),

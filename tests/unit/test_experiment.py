@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,18 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matrix_graph.evaluate.refusals import REFUSAL_LISTS, refuses
-
-_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "experiment_smollm2.py"
+from tests.unit.benchmark_scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("experiment_smollm2", _SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("experiment_smollm2")
 
 
 _WORDS = st.sampled_from(

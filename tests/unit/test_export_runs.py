@@ -412,6 +412,30 @@ def test_nobody_elses_readme_is_replaced(tmp_path: Path) -> None:
     assert export_runs([tmp_path / "run"], tmp_path / "x.jsonl", card=False).card is None
 
 
+def test_the_card_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Words:
+        """Counts words, as a tokenizer of a folder of its own would."""
+
+        chat_template = "any"
+
+        def apply_chat_template(self, chat: list[dict[str, str]], tokenize: bool) -> str:
+            return " ".join(message["content"] for message in chat)
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[str]]:
+            return {"input_ids": text.split()}
+
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: Words())
+    trace = answered(1)
+    call = trace.calls[0].model_copy(update={"model": "/home/jane.doe/models/kind"})
+    trace = trace.model_copy(update={"calls": [call, *trace.calls[1:]]})
+    export(tmp_path, trace, tokenizer="/home/jane.doe/tokenizers/kind", max_length=1000)
+    card = (tmp_path / "README.md").read_text()
+    assert "jane.doe" not in card and str(tmp_path) not in card
+    assert '"tokenizer": "kind"' in card and "- Tokens of `kind`" in card and "`kind`" in card.split("Models: ")[1]
+
+
 def test_names_from_traces_are_no_markup_in_the_card(tmp_path: Path) -> None:
     hostile = "`</code>`|<script>alert(1)</script>\n# Heading\n```"
     call = a_scene().calls[0].model_dump() | {"model": hostile}

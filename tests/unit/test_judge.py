@@ -4,10 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import BaseMessage
 from pydantic import Field
 
 from matrix_graph.errors import ConfigError, ModelUnavailableError
@@ -15,32 +12,23 @@ from matrix_graph.evaluate.judge import Judge, judgements, key_of, read_verdict
 from matrix_graph.evaluate.judge_report import JudgeReport, judge_reports, outcomes_by_question
 from matrix_graph.evaluate.records import AnswerRecord, Verdict
 from matrix_graph.models.chat_vllm import ChatVLLM
+from tests.unit.fake_model import FakeModel
 
 Decide = Callable[[str, str, str], str]
 
 
-class Judging(BaseChatModel):
+class Judging(FakeModel):
     """A chat model that decides by a function of the question and the two answers as it sees them."""
 
     decide: Decide = Field(exclude=True)
     prompts: list[list[str]] = Field(default=[], exclude=True)
 
-    @property
-    def _llm_type(self) -> str:
-        return "judging"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
         self.prompts.append([str(message.text) for message in messages])
         text = str(messages[-1].text)
         mark = text.split(">")[0].split()[-1]
         parts = [text.split(f"<{name} {mark}>\n")[1].split(f"\n</{name} {mark}>")[0] for name in PARTS]
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(content=self.decide(*parts)))])
+        return self.decide(*parts)
 
 
 PARTS = ("question", "answer A", "answer B")
@@ -175,7 +163,7 @@ async def test_a_slow_judge_is_not_waited_for() -> None:
     import asyncio
 
     class Slow(Judging):
-        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(30)
             raise AssertionError("waited for")
 

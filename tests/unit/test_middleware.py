@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from typing import cast as typed
 
@@ -23,10 +24,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
+from langgraph.store.memory import InMemoryStore
 from pydantic import BaseModel
 
-from matrix_graph import Cast, Rehearsal, SceneConfig, Trace
-from matrix_graph.compose.agent_turn import read_turn
+from matrix_graph import Cast, Rehearsal, SceneConfig, Trace, read_traces
+from matrix_graph.compose.agent_turn import RehearsalSummary, read_turn
+from matrix_graph.compose.keeping import NAMESPACE
 from matrix_graph.compose.middleware import SMALLEST_SCENE, RehearsalMiddleware
 from matrix_graph.errors import ConfigError, SceneError
 from tests.unit.agent_model import AgentModel
@@ -83,7 +86,7 @@ def calling() -> AIMessage:
 
 
 def agent(replies: list[AIMessage], model: ScriptedModel | None = None, saver: Any = None, **options: Any) -> Any:
-    own = {key: options.pop(key) for key in ("response_format", "name", "context_schema") if key in options}
+    own = {key: options.pop(key) for key in ("response_format", "name", "context_schema", "store") if key in options}
     options = {"config": SMALL, "cast": CAST, **options}
     middleware = RehearsalMiddleware(model or player(), **options)
     return create_agent(AgentModel(replies=replies), [weather], middleware=[middleware], checkpointer=saver, **own)
@@ -111,17 +114,19 @@ async def test_revision_takes_the_place_of_the_answer_alone(mode: str) -> None:
         "weather",
         "rain in Ulm",
     )
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert answer.text == BETTER
     assert answer.id == record["answer_id"] != "draft" == record["draft_id"]
     assert (answer.name, answer.usage_metadata) == ("shop", usage)
-    about = {"id": record["trace_id"], "status": "finished", "revised": True, "draft_id": "draft"}
+    about = {"id": record["trace_id"], "draft_id": "draft"}
     assert answer.response_metadata == {"model_name": "m-1", "rehearsal": about}
     trace = Trace.model_validate(record["trace"])
     assert (trace.question, trace.draft, trace.answer) == ("What about the bike?", "Sell it.", BETTER)
     assert (record["status"], record["revised"], record["skipped"], record["error"]) == ("finished", True, None, None)
     assert record["calls"] == len(trace.calls)
     assert record["usage"] == trace.usage.model_dump()
+    assert end["rehearsals"] == [{name: record[name] for name in RehearsalSummary.__annotations__}]
+    assert (record["question_id"], record["kept"]) == (asked.id, None)
 
 
 @both
@@ -130,7 +135,7 @@ async def test_an_answer_that_nothing_speaks_against_stays_the_very_message(mode
     end = await play(agent([draft], player(against=False)), mode)
     assert end["messages"][-1].id == "draft"
     assert end["messages"][-1].response_metadata == {"finish_reason": "stop"}
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert (record["revised"], record["answer_id"], record["status"]) == (False, "draft", "finished")
 
 
@@ -177,11 +182,11 @@ async def test_nor_do_clients_that_look_into_subgraphs_see_the_scene_as_messages
     assert "".join(chunk.text for chunk in seen) == "Sell it today." + BETTER
 
 
-async def test_events_may_be_kept_from_the_stream_and_traces_from_the_state() -> None:
+async def test_events_may_be_kept_from_the_stream_and_traces_from_the_output() -> None:
     app = agent([said()], stream_events=False, keep_trace=False)
     seen = [item async for item in app.astream({"messages": [("user", "Why?")]}, stream_mode=["custom", "values"])]
     assert {mode for mode, _ in seen} == {"values"}
-    record = seen[-1][1]["rehearsals"][0]
+    record = seen[-1][1]["last_rehearsal"]
     assert record["trace"] is None
     assert record["trace_id"]
     assert record["calls"] > 0
@@ -193,19 +198,28 @@ async def test_turns_of_one_thread_add_up_and_hold_plain_data(mode: str, monkeyp
     saver = InMemorySaver(serde=JsonPlusSerializer(allowed_msgpack_modules=None))
     app = agent([said("One."), calling(), said("Two."), said("Three.")], saver=saver)
     config = {"configurable": {"thread_id": "t"}}
+    questions = []
     for question in ("First?", "Second?", "Third?"):
         end = await play(app, mode, question, config)
+        questions.append(end["last_rehearsal"]["trace"]["question"])
     assert [m.text for m in end["messages"] if m.type == "ai" and not m.tool_calls] == [BETTER] * 3
     assert len(end["rehearsals"]) == 3
-    questions = [record["trace"]["question"] for record in end["rehearsals"]]
     earlier = f"User: First?\nAssistant: {BETTER}"
     assert questions == [
         "First?",
         f"{earlier}\nUser: Second?",
         f"{earlier}\nUser: Second?\nAssistant: {BETTER}\nUser: Third?",
     ]
-    kept = app.get_state(config).values["rehearsals"]
-    assert kept == end["rehearsals"]
+    kept = app.get_state(config).values
+    assert kept["rehearsals"] == end["rehearsals"]
+    asked = [message.id for message in end["messages"] if message.type == "human"]
+    assert [summary["question_id"] for summary in kept["rehearsals"]] == asked
+    # No trace is checkpointed, neither in a state nor among what a step wrote.
+    assert "last_rehearsal" not in kept
+    assert not [
+        name for entry in saver.list(None) for _, name, _ in entry.pending_writes or [] if name == "last_rehearsal"
+    ]
+    assert "schema_version" not in str(dict(saver.storage)) + str(dict(saver.writes)) + str(dict(saver.blobs))
     # The scene's own steps stand nowhere in the agent's database.
     assert {entry.config["configurable"]["checkpoint_ns"] for entry in saver.list(None)} == {""}
 
@@ -228,7 +242,7 @@ async def test_the_latest_turns_may_be_all_that_is_asked() -> None:
         (9, "User: One?\nAssistant: 1.\nUser: Two?\nAssistant: 2.\nUser: Three?"),
     ):
         end = await play(agent([said()], last_turns=last_turns), "async", chat)
-        assert end["rehearsals"][0]["trace"]["question"] == question
+        assert end["last_rehearsal"]["trace"]["question"] == question
 
 
 class Report(BaseModel):
@@ -260,8 +274,8 @@ async def test_what_is_no_answer_in_words_is_left_alone(why: str, more: Any, mes
     state: Any = {"messages": messages, **more}
     for update in (middleware.after_agent(state, Runtime()), await middleware.aafter_agent(state, Runtime())):
         assert update is not None
-        assert set(update) == {"rehearsals"}
-        record = update["rehearsals"][0]
+        assert set(update) == {"rehearsals", "last_rehearsal"}
+        record = update["last_rehearsal"]
         assert (record["status"], record["skipped"], record["revised"], record["trace"]) == (
             "skipped",
             why,
@@ -281,7 +295,7 @@ async def test_an_agent_with_a_response_format_keeps_its_data(strategy: Any) -> 
     model = player()
     end = await play(agent([replies[strategy]], model, response_format=strategy(Report)), "async")
     assert end["structured_response"] == Report(city="Ulm")
-    assert end["rehearsals"][0]["skipped"] in ("structured_response", "no_answer")
+    assert end["last_rehearsal"]["skipped"] in ("structured_response", "no_answer")
     assert not model.log
 
 
@@ -290,7 +304,7 @@ async def test_pictures_stay_and_reasoning_about_another_answer_goes() -> None:
     blocks = [{"type": "reasoning", "reasoning": "sell"}, {"type": "text", "text": "Sell it."}, picture]
     end = await play(agent([said(blocks)]), "async")
     assert end["messages"][-1].content == [picture, {"type": "text", "text": BETTER}]
-    assert end["rehearsals"][0]["trace"]["draft"] == "Sell it."
+    assert end["last_rehearsal"]["trace"]["draft"] == "Sell it."
     end = await play(agent([said(blocks[:2])]), "async")
     assert end["messages"][-1].content == BETTER
 
@@ -315,7 +329,7 @@ async def test_a_function_of_the_state_decides(mode: str, when: Any) -> None:
     for question, rehearsed in (("What about the bike?", True), ("What about the car?", False)):
         model.log.clear()
         end = await play(agent([said()], model, when=when), mode, question)
-        record = end["rehearsals"][0]
+        record = end["last_rehearsal"]
         assert record["when"]["wanted"] is rehearsed
         assert (record["skipped"] is None, bool(model.log), record["revised"]) == (rehearsed,) * 3
         assert record["skipped"] in (None, "not_wanted")
@@ -325,21 +339,21 @@ async def test_a_function_of_the_state_decides(mode: str, when: Any) -> None:
 async def test_the_model_decides_and_its_call_is_counted(mode: str) -> None:
     model = player(when={"who": "nobody", "touches_others": False})
     end = await play(agent([said("4.")], model, when="touches_others"), mode, "2 + 2?")
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert (record["status"], record["skipped"], record["calls"]) == ("skipped", "not_wanted", 1)
     assert [purpose for purpose, *_ in model.log] == ["when"]
     call = record["when"]["calls"][0]
     assert call["messages"][-1] == {"role": "user", "content": "Question: 2 + 2?\n\nAnswer: 4."}
     assert record["usage"] == call["usage"] != {"input_tokens": 0, "output_tokens": 0}
     end = await play(agent([said()], when="touches_others"), mode)
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert (record["when"]["who"], record["when"]["wanted"], record["revised"]) == ("the sister", True, True)
     assert record["calls"] == 1 + len(record["trace"]["calls"])
 
 
 async def test_text_of_people_and_models_is_filled_in_once() -> None:
     end = await play(agent([said("$question costs $5 ${draft}")], when="touches_others"), "async", "$draft?")
-    asked = end["rehearsals"][0]["when"]["calls"][0]["messages"][-1]["content"]
+    asked = end["last_rehearsal"]["when"]["calls"][0]["messages"][-1]["content"]
     assert asked == "Question: $draft?\n\nAnswer: $question costs $5 ${draft}"
 
 
@@ -364,7 +378,7 @@ async def test_a_failing_when_is_not_silent(mode: str, when: Any, more: dict[str
     model = player(when=more["when"]) if "when" in more else player()
     limits = {"max_seconds": more["max_seconds"]} if "max_seconds" in more else {}
     end = await play(agent([said(id="draft")], model, when=when, **limits), mode)
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert end["messages"][-1].id == "draft"
     assert (record["status"], record["revised"]) == ("failed", False)
     assert told in f"{record['error']['type']}: {record['error']['message']}"
@@ -383,7 +397,7 @@ async def test_a_failing_when_is_not_silent(mode: str, when: Any, more: dict[str
 )
 async def test_a_failed_scene_keeps_the_draft_and_says_why_or_raises(mode: str, replies: Any, told: str) -> None:
     end = await play(agent([said(id="draft")], player(**replies)), mode)
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert (end["messages"][-1].id, end["messages"][-1].text) == ("draft", "Sell it.")
     assert (record["status"], record["revised"], record["answer_id"]) == ("failed", False, "draft")
     assert told in record["error"]["message"]
@@ -416,7 +430,7 @@ async def test_calls_stay_within_the_budget_those_of_when_among_them(mode: str) 
         limits = SceneConfig(roles=1, steps=9, max_rounds=6)
         options = {"config": limits, "cast": long, "when": "touches_others", "max_calls": max_calls}
         end = await play(agent([said()], model, **options), mode)
-        record = end["rehearsals"][0]
+        record = end["last_rehearsal"]
         assert len(model.log) == record["calls"] <= max_calls
         assert record["trace"]["settings"]["max_calls"] == max_calls - 1
         assert record["trace"]["ended_by"] == ended_by
@@ -427,7 +441,7 @@ async def test_seconds_are_limited_whatever_the_model_does() -> None:
     started = time.monotonic()
     end = await play(agent([said(id="draft")], model, when=wanted_later, max_seconds=0.3), "async")
     assert time.monotonic() - started < 5
-    record = end["rehearsals"][0]
+    record = end["last_rehearsal"]
     assert (record["status"], end["messages"][-1].id) == ("failed", "draft")
     assert record["trace"]["settings"]["max_seconds"] <= 0.3
     assert record["seconds"] < 5
@@ -447,9 +461,76 @@ async def test_many_agents_at_once_do_not_mix() -> None:
     agents = [create_agent(AgentModel(replies=[said(f"Draft {n}.")]), [], middleware=[middleware]) for n in range(8)]
     ends = await asyncio.gather(*(play(app, "async", f"Question {n}?") for n, app in enumerate(agents)))
     for n, end in enumerate(ends):
-        trace = end["rehearsals"][0]["trace"]
+        trace = end["last_rehearsal"]["trace"]
         assert (trace["question"], trace["draft"]) == (f"Question {n}?", f"Draft {n}.")
         assert len(end["rehearsals"]) == 1
+
+
+# ---- traces that are kept ------------------------------------------------------------------------------------------
+
+
+@both
+async def test_traces_go_to_the_store(mode: str) -> None:
+    saver, store = InMemorySaver(), InMemoryStore()
+    app = agent([said("One."), said("Two.")], saver=saver, store=store, traces="store", when="touches_others")
+    for question in ("First?", "Second?"):
+        end = await play(app, mode, question, {"configurable": {"thread_id": "t"}})
+        summary = end["rehearsals"][-1]
+        assert summary["kept"] == "store"
+        item = store.get(NAMESPACE, summary["trace_id"])
+        assert item is not None
+        assert item.value["trace"] == end["last_rehearsal"]["trace"]
+        assert item.value["when_calls"] == end["last_rehearsal"]["when"]["calls"]
+    assert len(store.search(NAMESPACE, filter={"thread_id": "t"})) == 2
+
+
+@both
+async def test_traces_go_to_a_folder(mode: str, tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "when needed"
+    app = agent([said("One."), said("Two.")], saver=InMemorySaver(), traces=folder, keep_trace=False)
+    ends = [await play(app, mode, question, {"configurable": {"thread_id": "t"}}) for question in ("First?", "Second?")]
+    assert [summary["kept"] for summary in ends[-1]["rehearsals"]] == ["folder", "folder"]
+    kept = list(read_traces(folder))
+    assert [trace.id for trace in kept] == [summary["trace_id"] for summary in ends[-1]["rehearsals"]]
+    assert kept[0].question == "First?"
+
+
+@both
+async def test_without_a_store_the_developer_is_told_before_a_call_is_made(mode: str) -> None:
+    model = player()
+    with pytest.raises(ConfigError, match=r"store=InMemoryStore\(\)"):
+        await play(agent([said()], model, traces="store"), mode)
+    assert not model.log
+
+
+class FullStore(InMemoryStore):
+    """Takes nothing."""
+
+    def batch(self, ops: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    async def abatch(self, ops: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+
+@both
+@pytest.mark.parametrize("where", ["store", "folder"])
+async def test_a_trace_that_cannot_be_kept_costs_nobody_the_answer(mode: str, where: str, tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").mkdir()  # nothing can be appended to that
+    options: Any = {"traces": "store", "store": FullStore()} if where == "store" else {"traces": tmp_path}
+    end = await play(agent([said()], **options), mode)
+    assert end["messages"][-1].text == BETTER
+    summary = end["rehearsals"][0]
+    assert (summary["status"], summary["revised"], summary["kept"]) == ("finished", True, None)
+    assert summary["error"]["message"].startswith("The trace could not be kept: ")
+    with pytest.raises(SceneError, match="The trace could not be kept"):
+        await play(agent([said()], on_failure="raise", **options), mode)
+
+
+async def test_an_error_that_quotes_a_whole_reply_is_cut_in_the_state() -> None:
+    end = await play(agent([said()], player(judge=ConnectionError("x" * 9000))), "async")
+    assert len(end["rehearsals"][0]["error"]["message"]) == 500
+    assert "x" * 9000 in str(end["last_rehearsal"]["trace"]["failures"])
 
 
 # ---- at the borders ----------------------------------------------------------------------------------------------
@@ -459,9 +540,9 @@ async def test_nothing_of_the_agent_reaches_the_scene() -> None:
     heard: list[Any] = []
 
     class Listening(ScriptedModel):
-        def _reply(self, messages: Any, metadata: Any, schema: Any) -> Any:
+        def _reply(self, messages: Any, metadata: Any, options: Any) -> Any:
             heard.extend(message.text for message in messages)
-            return super()._reply(messages, metadata, schema)
+            return super()._reply(messages, metadata, options)
 
         async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
             assert not {"tools", "tool_choice"} & set(kwargs)
@@ -482,7 +563,7 @@ async def test_nothing_of_the_agent_reaches_the_scene() -> None:
     assert end["messages"][-1].text == BETTER
     assert heard
     assert not [text for text in heard if "classified" in text or "rain in Ulm" in text]
-    assert end["rehearsals"][0]["trace"]["settings"]["roles"] == SMALL.roles
+    assert end["last_rehearsal"]["trace"]["settings"]["roles"] == SMALL.roles
 
 
 @pytest.mark.parametrize(
@@ -494,6 +575,9 @@ async def test_nothing_of_the_agent_reaches_the_scene() -> None:
         ({"max_calls": SMALLEST_SCENE + 1, "when": "touches_others"}, f"needs {SMALLEST_SCENE + 2} or more"),
         ({"max_seconds": 0}, "max_seconds"),
         ({"last_turns": 0}, "1 or more"),
+        ({"traces": True}, "traces is a bool; allowed are None"),
+        ({"traces": ""}, "traces is an empty text"),
+        ({"traces": __file__}, "it is not a folder"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_what_can(options: Any, told: str) -> None:
@@ -514,8 +598,8 @@ def test_limits_take_the_place_of_the_configs() -> None:
 
 def test_callers_read_the_records_and_do_not_give_them() -> None:
     app = agent([said()])
-    assert "rehearsals" not in app.get_input_jsonschema()["properties"]
-    assert "rehearsals" in app.get_output_jsonschema()["properties"]
+    assert not {"rehearsals", "last_rehearsal"} & set(app.get_input_jsonschema()["properties"])
+    assert {"rehearsals", "last_rehearsal"} <= set(app.get_output_jsonschema()["properties"])
 
 
 MESSAGES = st.one_of(

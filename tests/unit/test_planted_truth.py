@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,19 +10,14 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from matrix_graph import SceneConfig
+from tests.unit.benchmark_scripts import load_script
 
-_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "_planted.py"
 _WORLDS = 24
 
 
 @pytest.fixture(scope="module")
 def planted() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_planted", _SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("_planted")
 
 
 @pytest.mark.parametrize(

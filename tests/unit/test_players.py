@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.tools import tool
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store
@@ -31,7 +30,7 @@ from matrix_graph.errors import CastError, SceneError
 from matrix_graph.scene.players import Player, human
 from matrix_graph.scene.state import to_trace
 from tests.unit import invariants
-from tests.unit.scripted import ScriptedModel, words
+from tests.unit.scripted import ScriptedModel, everybody_sees, words
 
 CAST = Cast(
     ego="Robber",
@@ -46,23 +45,8 @@ CAST = Cast(
 CONFIG = SceneConfig(max_rounds=3)
 
 
-def everybody_sees(purpose: str, role: str, round: int, rng: Any) -> Any:
-    if purpose == "judge":
-        others = [name for name in ("Teller", "Robber", "Officer") if name != role]
-        return {
-            "reason": "so",
-            "plausible": True,
-            "observers": others,
-            "seen": f"{role} moves in round {round}",
-            "changes": [],
-            "consequence": None,
-            "hurt": [],
-        }
-    return None
-
-
 def open_stage() -> ScriptedModel:
-    return ScriptedModel(override=everybody_sees)
+    return ScriptedModel(override=everybody_sees("Teller", "Robber", "Officer"))
 
 
 def play(**players: Any) -> Trace:
@@ -279,14 +263,12 @@ class ToolUser(ScriptedModel):
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
         return self
 
-    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], schema: Any) -> ChatResult:
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
         last = messages[-1]
         if last.type == "tool":
-            message = AIMessage(json.dumps({"action": f"says: {last.text}"}))
-        else:
-            call: Any = {"name": "recall", "args": {"what": last.text.splitlines()[1]}, "id": str(len(messages))}
-            message = AIMessage("", tool_calls=[call])
-        return ChatResult(generations=[ChatGeneration(message=message)])
+            return {"action": f"says: {last.text}"}
+        call: Any = {"name": "recall", "args": {"what": last.text.splitlines()[1]}, "id": str(len(messages))}
+        return AIMessage("", tool_calls=[call])
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import BaseMessage
 from pydantic import Field
 
 from matrix_graph.errors import ConfigError, ModelUnavailableError
@@ -31,6 +28,7 @@ from matrix_graph.evaluate.probe.runner import ProbeResult, keep, run_probe
 from matrix_graph.evaluate.probe.scoring import BALANCED, HARM_FOUND, HARM_IMAGINED, SEEN_BY_ALL, TRAP
 from matrix_graph.records import Role
 from matrix_graph.scene.prompts import opening
+from tests.unit.fake_model import FakeModel
 
 ITEMS = load_items()
 LESS_IS_BETTER = {"possible actions rejected", "impossible actions accepted", SEEN_BY_ALL, HARM_IMAGINED}
@@ -38,30 +36,16 @@ LESS_IS_BETTER = {"possible actions rejected", "impossible actions accepted", SE
 Reply = Callable[[Item], Any]
 
 
-class Answering(BaseChatModel):
+class Answering(FakeModel):
     """Finds out which item it is asked about, and replies as it is told to."""
 
     reply: Any
     asked: list[list[BaseMessage]] = Field(default=[], exclude=True)
 
-    @property
-    def _llm_type(self) -> str:
-        return "answering"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+    def _reply(self, messages: list[BaseMessage], metadata: dict[str, Any], options: dict[str, Any]) -> Any:
         self.asked.append(messages)
-        purpose = run_manager.metadata["matrix_graph_purpose"] if run_manager and run_manager.metadata else ""
-        reply = self.reply(item_of(purpose, "\n".join(message.text for message in messages)))
-        if isinstance(reply, Exception):
-            raise reply
-        text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(content=text))])
+        purpose = metadata["matrix_graph_purpose"]
+        return self.reply(item_of(purpose, "\n".join(message.text for message in messages)))
 
 
 def item_of(purpose: str, prompt: str) -> Item:

@@ -160,7 +160,7 @@ def test_a_rater_or_an_item_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="twice"):
         import_ratings([path], key)
     path.write_bytes(b"\xff{")
-    with pytest.raises(ConfigError, match="no file that the rating page saved"):
+    with pytest.raises(ConfigError, match="not a file that the rating page saved"):
         import_ratings([path], key)
     with pytest.raises(ConfigError, match="cannot be read"):
         import_ratings([tmp_path / "missing.json"], key)
@@ -196,5 +196,5 @@ def test_alpha_is_not_made_up_where_it_is_not_defined(table: list[list[str | Non
 
 def test_key_items_are_read_strictly(tmp_path: Path) -> None:
     (tmp_path / KEY_NAME).write_text(Key(page="p", salt="s", items={}, identical=[]).model_dump_json()[:-1] + ',"x":1}')
-    with pytest.raises(ConfigError, match="no key of a rating page: x"):
+    with pytest.raises(ConfigError, match="not a key of a rating page: x"):
         read_key(tmp_path)

@@ -125,9 +125,9 @@ async def test_prompt_values_and_bindings() -> None:
     assert one.with_retry(stop_after_attempt=2).invoke("Why?")["status"] == "finished"
     odd = one.with_fallbacks([RunnableLambda(lambda given: {"answer": "fallback"})])  # type: ignore[list-item]
     assert odd.invoke(5) == {"answer": "fallback"}  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="takes no stop; it takes input, config and context"):
+    with pytest.raises(TypeError, match="does not take stop; it takes input, config and context"):
         one.bind(stop=["x"]).invoke("Why?")
-    with pytest.raises(TypeError, match="takes no stop"):
+    with pytest.raises(TypeError, match="does not take stop"):
         [event async for event in one.bind(stop=["x"]).astream("Why?")]
 
 

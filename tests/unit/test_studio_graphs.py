@@ -119,7 +119,8 @@ async def test_the_agents_own_calls_and_its_scenes_keep_to_the_runs_settings(asy
     assert done["messages"][-1].text == "Knock." and not done.get("rehearsals") and model.log == []
     assert model.told == [{"temperature": 0.9, "max_tokens": 33}]
     done = await agent.ainvoke(asked) if asynchronous else agent.invoke(asked)
-    (record,) = done["rehearsals"]
+    record = done["last_rehearsal"]
+    assert [summary["kept"] for summary in done["rehearsals"]] == [None], "nothing brought a store"
     assert record["trace"]["draft"] == "Knock." and record["trace"]["settings"]["roles"] == 1
     assert model.told[1:] == [{"max_tokens": 1536}], "the server's own temperature"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException
 from langchain_tests.unit_tests import ToolsUnitTests
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.store.memory import InMemoryStore
 
-from matrix_graph import Cast, Rehearsal, SceneConfig, Trace
+from matrix_graph import Cast, Rehearsal, SceneConfig, Trace, read_traces
+from matrix_graph.compose.keeping import NAMESPACE
 from matrix_graph.compose.tool import rehearsal_tool, summary
 from matrix_graph.errors import ConfigError
 from tests.unit.agent_model import AgentModel
@@ -55,9 +58,11 @@ def test_the_model_is_told_what_it_is_for() -> None:
 
 @both
 async def test_what_would_happen(mode: str) -> None:
-    tool = rehearsal_tool(player(), config=SMALL, cast=CAST)
+    tool = rehearsal_tool(player(), config=SMALL, cast=CAST, trace_in_artifact=True)
     message = await use(tool, mode, call())
-    trace = Trace.model_validate(message.artifact)
+    trace = Trace.model_validate(message.artifact.pop("trace"))
+    told = {"status": "finished", "revised": True, "trace_id": trace.id, "kept": None, "error": None}
+    assert message.artifact == told
     assert (trace.question, trace.draft, trace.answer) == (ASKED["situation"], ASKED["plan"], BETTER)
     assert message.status == "success"
     assert message.content == (
@@ -97,10 +102,11 @@ async def test_a_blocked_plan_and_objects_that_change(mode: str) -> None:
         ok = {"plausible": True, "reason": "-", "observers": ["Sister"], "seen": "It opens.", "consequence": None}
         return {**ok, "changes": [change]} if round == 1 else {**ok, "plausible": False, "changes": [], "observers": []}
 
-    message = await use(
-        rehearsal_tool(ScriptedModel(override=judge), config=SceneConfig(max_rounds=5), cast=cast), mode, call()
+    tool = rehearsal_tool(
+        ScriptedModel(override=judge), config=SceneConfig(max_rounds=5), cast=cast, trace_in_artifact=True
     )
-    trace = Trace.model_validate(message.artifact)
+    message = await use(tool, mode, call())
+    trace = Trace.model_validate(message.artifact["trace"])
     assert trace.status == "blocked"
     assert trace.object_states == {"lock": "open"}
     assert message.text.startswith("The plan could not be carried out to its end. ")
@@ -133,8 +139,9 @@ async def test_an_agent_that_asks_twice_at_once(mode: str, monkeypatch: pytest.M
     monkeypatch.setenv("LANGGRAPH_STRICT_MSGPACK", "true")
     other = {"situation": "Who was first?", "plan": "Say it was me."}
     model = AgentModel(replies=[AIMessage("", tool_calls=[call(1), call(2, **other)]), AIMessage("I ask her.")])
-    saver = InMemorySaver()
-    app = create_agent(model, [rehearsal_tool(player(), config=SMALL, cast=CAST)], checkpointer=saver)
+    saver, store = InMemorySaver(), InMemoryStore()
+    tool = rehearsal_tool(player(), config=SMALL, cast=CAST, traces="store")
+    app = create_agent(model, [tool], checkpointer=saver, store=store)
     config: Any = {"configurable": {"thread_id": "t"}}
     asked: Any = {"messages": [HumanMessage("May I sell the bike?")]}
     streamed = []
@@ -144,13 +151,42 @@ async def test_an_agent_that_asks_twice_at_once(mode: str, monkeypatch: pytest.M
         streamed = await asyncio.to_thread(lambda: list(app.stream(asked, config, stream_mode="messages")))
     values = app.get_state(config).values
     results = [message for message in values["messages"] if isinstance(message, ToolMessage)]
-    assert [result.artifact["question"] for result in results] == [ASKED["situation"], other["situation"]]
+    assert [result.artifact["kept"] for result in results] == ["store", "store"]
+    items = [store.get(NAMESPACE, result.artifact["trace_id"]) for result in results]
+    assert [item and item.value["trace"]["question"] for item in items] == [ASKED["situation"], other["situation"]]
+    assert [item and item.value["thread_id"] for item in items] == ["t", "t"]
+    # A trace in the state would be written again at every step of every later turn.
+    assert "schema_version" not in str(dict(saver.storage)) + str(dict(saver.writes)) + str(dict(saver.blobs))
     assert set(values) == {"messages"}
     known = {message.id for message in values["messages"]}
     assert {message.id for message, _ in streamed} <= known  # nothing of the role play
     assert {entry.config["configurable"]["checkpoint_ns"] for entry in saver.list(None)} == {""}
     # What the agent reads is the summary alone.
     assert "artifact" not in str(model.heard[-1][-1].content)
+
+
+@both
+async def test_traces_go_to_a_folder(mode: str, tmp_path: Path) -> None:
+    message = await use(rehearsal_tool(player(), config=SMALL, cast=CAST, traces=tmp_path), mode, call())
+    assert message.artifact["kept"] == "folder"
+    assert [trace.id for trace in read_traces(tmp_path)] == [message.artifact["trace_id"]]
+
+
+@both
+async def test_a_trace_that_cannot_be_kept_is_told_beside_the_reply(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").mkdir()  # nothing can be appended to that
+    message = await use(rehearsal_tool(player(), config=SMALL, cast=CAST, traces=tmp_path), mode, call())
+    assert message.text.startswith("The scene speaks against the plan.")
+    assert message.artifact["kept"] is None
+    assert message.artifact["error"]["message"].startswith("The trace could not be kept: ")
+
+
+@both
+async def test_without_a_store_the_developer_is_told(mode: str) -> None:
+    model = player()
+    with pytest.raises(ConfigError, match='traces="store", and this graph has no store'):
+        await use(rehearsal_tool(model, config=SMALL, cast=CAST, traces="store"), mode, call())
+    assert not model.log
 
 
 def _trace(seed: int) -> Trace:

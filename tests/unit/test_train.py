@@ -14,7 +14,9 @@ import yaml
 from rich.console import Console
 
 from matrix_graph.errors import ConfigError
+from matrix_graph.files import public_name
 from matrix_graph.models.serving.weights import Fingerprint
+from matrix_graph.train.base_name import BaseName, base_name
 from matrix_graph.train.checkpoints import Checkpoints
 from matrix_graph.train.dataset import DataAccount
 from matrix_graph.train.errors import TrainingError
@@ -255,6 +257,51 @@ def test_record_and_card(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text('{"schema_version": 2}')
     with pytest.raises(TrainingError, match="written by no training of ours"):
         read_record(tmp_path)
+
+
+def test_the_card_loads_the_adapter_on_any_machine() -> None:
+    account = {"fingerprint": None, "files": {}}
+    hub = BaseModelAccount(name="org/name", load_as="org/name", revision="c0ffee", **account)
+    card = model_card(record(model=hub), "kind")
+    assert 'base = "org/name"' in card and 'from_pretrained(base, revision="c0ffee"), "FOLDER")' in card
+    assert "--model org/name --adapter" in card and "vllm serve org/name --enable-lora" in card and "BASE" not in card
+    bundled = BaseModelAccount(name="SmolLM2", load_as="bundled:135m", revision=None, **account)
+    card = model_card(record(model=bundled), "kind")
+    assert 'base = prepare_bundled_model("135m")' in card and "--model bundled:135m --adapter" in card
+    assert "vllm serve BASE --enable-lora" in card and "its name alone, `SmolLM2`" in card
+    card = model_card(record(), "kind")
+    assert 'base = "BASE"' in card and "it was a folder where this was trained" in card
+    assert "--max-lora-rank 8 --lora-modules NAME=FOLDER" in card
+
+
+def test_base_models_go_by_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATRIX_GRAPH_CACHE", str(tmp_path))
+    assert base_name("org/name") == BaseName("org/name", "org/name")
+    bundled = tmp_path.resolve() / "models" / "SmolLM2-135M-Instruct"
+    assert base_name(str(bundled)) == BaseName("SmolLM2-135M-Instruct", "bundled:135m")
+    assert base_name("/home/jane/models/kind") == BaseName("kind", None)
+    cached = "/home/jane/hub/models--org--some-name/snapshots/c0ffee"
+    assert base_name(cached) == BaseName("org/some-name", "org/some-name", "c0ffee")
+    assert base_name("/home/jane/hub/models--gpt2/snapshots/c0ffee") == BaseName("gpt2", "gpt2", "c0ffee")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("org/name", "org/name"),
+        ("name", "name"),
+        ("bundled:1.5b", "bundled:1.5b"),
+        ("/home/jane/models/kind", "kind"),
+        ("/home/jane/models/kind/", "kind"),
+        ("~/kind", "kind"),
+        ("../jane/kind", "kind"),
+        ("C:\\Users\\Jane\\kind", "kind"),
+        ("C:/Users/Jane/kind", "kind"),
+        ("/", "/"),
+    ],
+)
+def test_public_names_tell_no_folders(model: str, name: str) -> None:
+    assert public_name(model) == name
 
 
 def test_picture() -> None:

@@ -144,7 +144,7 @@ def _parts(item: str) -> tuple[str, dict[str, str], str | None]:
         key, sign, value = setting.partition("=")
         if not (key and sign and value) or key in given:
             raise ConfigError(
-                f"In the candidate {item!r}, {setting!r} is no setting, or comes twice; "
+                f"In the candidate {item!r}, {setting!r} is not a setting, or comes twice; "
                 f"write {name}:key=value:key=value."
             )
         given[key] = value

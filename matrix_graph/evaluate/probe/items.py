@@ -160,7 +160,8 @@ def kinds_from(text: str) -> list[Kind]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
-        raise ConfigError(f"{', '.join(map(repr, unknown)) or 'Nothing'} is no kind of probe; use {', '.join(KINDS)}.")
+        told = ", ".join(map(repr, unknown)) or "Nothing"
+        raise ConfigError(f"{told} is not a kind of probe; use {', '.join(KINDS)}.")
     return [kind for kind in KINDS if kind in names]
 
 

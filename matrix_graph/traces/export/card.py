@@ -1,7 +1,8 @@
 """The dataset card beside the rows: what is in them, where it came from, and what was left out and why.
 
 What always holds: it depends on the traces and options alone, so that the same export writes the same card; nobody's
-README is replaced but an earlier card of the same file; and names out of traces stand in it as text, never as markup.
+README is replaced but an earlier card of the same file; names out of traces stand in it as text, never as markup; and
+no folder of the machine is named, since the card goes along with the data.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matrix_graph
+from matrix_graph.files import public_name
 from matrix_graph.tables.writing import Column
 from matrix_graph.traces.export.files import write_text
 from matrix_graph.traces.export.options import ExportFormat, ExportOptions
@@ -99,7 +101,7 @@ def write_card(
         ),
         f"## What was left out\n\n{_left_out(summary)}",
         f"## Where it comes from\n\n{_sources(summary, reader)}",
-        f"## Options of the export\n\n{_fenced(options.model_dump(mode='json', exclude_none=True))}",
+        f"## Options of the export\n\n{_fenced(_options(options))}",
         "## Settings of the scenes\n\n" + "\n\n".join(_settings(reader)),
     ]
     if summary.warnings:
@@ -121,7 +123,7 @@ def _left_out(summary: Summary) -> str:
     )
     if summary.lengths:
         told.append(
-            f"- Tokens of {_code(summary.lengths.tokenizer)}: {summary.lengths.tokens:,} in all rows, "
+            f"- Tokens of {_code(public_name(summary.lengths.tokenizer))}: {summary.lengths.tokens:,} in all rows, "
             f"{summary.lengths.longest:,} in the longest, {summary.lengths.longest_dropped:,} in the longest left out"
         )
     if summary.mix:
@@ -134,8 +136,13 @@ def _sources(summary: Summary, reader: Reader) -> str:
         (_code(s.run), ", ".join(f"{n:,} {status}" for status, n in s.scenes.items()) or "none", f"`{s.sha256}`")
         for s in summary.sources
     ]
-    models = ", ".join(_code(name) for name in sorted(reader.models)) or "unknown"
+    models = ", ".join(_code(name) for name in sorted(set(map(public_name, reader.models)))) or "unknown"
     return f"Models: {models}\n\n" + _table(("run", "scenes", "SHA-256 of the traces"), lines)
+
+
+def _options(options: ExportOptions) -> dict[str, Any]:
+    told = options.model_dump(mode="json", exclude_none=True)
+    return told if options.tokenizer is None else {**told, "tokenizer": public_name(options.tokenizer)}
 
 
 def _settings(reader: Reader) -> list[str]:

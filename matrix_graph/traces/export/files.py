@@ -55,7 +55,7 @@ class DataFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file():
                 # A file is put in its place in the end, which would be the end of a device or a pipe.
-                raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
+                raise OSError("it is a folder" if path.is_dir() else "it is not a regular file")
             self._file = _Hashed(self._part.open("wb"))
         try:
             self._rows: RowFile = row_file(cast("IO[bytes]", self._file), writing, columns)

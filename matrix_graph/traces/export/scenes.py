@@ -81,7 +81,7 @@ def parse_scene(line: bytes) -> Scene:
     """The scene in one whole line.
 
     Raises:
-        ValueError: the line is no trace.
+        ValueError: the line is not a trace.
         TraceError: its schema is newer than this version reads, or older than any that was released.
     """
     try:

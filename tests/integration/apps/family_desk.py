@@ -16,9 +16,9 @@ def look_up(topic: str) -> str:
     return f"On {topic}: see section 12."
 
 
-def build(model: BaseChatModel, checkpointer: Any = None) -> Any:
-    rehearse = rehearsal_tool(model, config=SceneConfig(roles=1, steps=1))
+def build(model: BaseChatModel, checkpointer: Any = None, store: Any = None) -> Any:
+    rehearse = rehearsal_tool(model, config=SceneConfig(roles=1, steps=1), traces="store")
     adviser = create_agent(model, [rehearse], name="adviser", system_prompt="You advise families.")
     lawyer = create_agent(model, [look_up], name="lawyer", system_prompt="You know the law.")
     desk = create_supervisor([adviser, lawyer], model=model, output_mode="full_history")
-    return desk.compile(checkpointer=checkpointer)
+    return desk.compile(checkpointer=checkpointer, store=store)
