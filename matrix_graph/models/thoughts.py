@@ -232,7 +232,7 @@ class ThoughtStream:
         if self._state == "thought" or (self._state == "unknown" and cut):
             self.thought = True
             return Piece("", held)
-        return Piece("" if self._state == "gap" else held, "")
+        return Piece(held.lstrip() if self._state == "gap" else held, "")
 
 
 def _closing(text: str, unopened: bool) -> re.Match[str] | None:

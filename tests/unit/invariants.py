@@ -143,7 +143,7 @@ def _plan(trace: Trace, cast: Cast) -> tuple[int, bool]:
 
 def _proposed(completion: str) -> str:
     """The answer that a revision's completion is: the text itself, or the sentences of a kinder refusal."""
-    return " ".join(json.loads(completion).values()) if completion.startswith("{") else completion
+    return " ".join(" ".join(json.loads(completion).values()).split()) if completion.startswith("{") else completion
 
 
 def _whole_plan_was_done(trace: Trace, cast: Cast) -> bool:

@@ -67,7 +67,7 @@ def test_a_plan_that_cannot_be_read_is_not_passed_over(tmp_path: Path, content: 
         pytest.raises(ConfigError, match=r"evaluation.json holds no plan.*--force"),
     ):
         store.begin(plan("base"), QUESTIONS)
-    with pytest.raises(TraceError, match=r"evaluation.json is no plan"):
+    with pytest.raises(TraceError, match=r"evaluation.json is not a plan"):
         read_plan(tmp_path)
     assert (tmp_path / PLAN_NAME).read_bytes() == content
     with EvaluationStore(tmp_path, force_new_settings=True) as store:

@@ -39,7 +39,7 @@ def traces() -> list[Trace]:
     made = []
     for seed in range(32):
         config = SceneConfig(steps=5, max_rounds=8, context_length=[1024, 2048, None][seed % 3])
-        model = ScriptedModel(seed=seed, plausible=[0.4, 0.9][seed % 2], nonsense=[0, 0.3][seed % 4 // 2])
+        model = ScriptedModel(seed=seed, plausible=[0.4, 0.9][seed % 2], nonsense=[0, 0.35][seed % 4 // 2])
         made.append(Rehearsal(model, config=config).invoke(f"Question {seed}?")["trace"])
     assert {"finished", "blocked", "failed"} <= {trace.status for trace in made}
     assert any(call.purpose == "recap" for trace in made for call in trace.calls)

@@ -556,7 +556,7 @@ def test_what_is_read_is_never_overwritten(tmp_path: Path) -> None:
 def test_nothing_but_a_file_is_replaced(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "rows.jsonl")
     mode = (tmp_path / "rows.jsonl").stat().st_mode
-    with pytest.raises(ExportError, match=r"rows.jsonl cannot be written: it is (a folder|no regular file)"):
+    with pytest.raises(ExportError, match=r"rows.jsonl cannot be written: it is (a folder|not a regular file)"):
         export(tmp_path, answered(1))
     assert (tmp_path / "rows.jsonl").stat().st_mode == mode
 

@@ -67,11 +67,12 @@ def judged(plausible: bool, observers: list[str]) -> Any:
     }
 
 
-def reflected(item: EffectItem, effects: dict[str, str]) -> Any:
-    people = {
-        person.name: {"how": "lived through it", "effect": effects.get(person.name, "none")} for person in item.people
+def reflected(effects: dict[str, str]) -> Any:
+    told = {
+        effect: [{"name": name, "how": "lived through it"} for name, of in effects.items() if of == effect]
+        for effect in ("harmed", "left without help", "helped")
     }
-    return {"people": people, "lesson": "none", "verdict": "keep"}
+    return {**told, "lesson": "none", "verdict": "keep"}
 
 
 def peopled(names: list[str]) -> Any:
@@ -90,7 +91,7 @@ def right(item: Item) -> Any:
     if isinstance(item, ObserversItem):
         return judged(True, [name for name, sees in item.label.items() if sees])
     if isinstance(item, EffectItem):
-        return reflected(item, dict(item.label))
+        return reflected(dict(item.label))
     return peopled([f"{wanted.any_of[0]} {number}" for number, wanted in enumerate(item.label, 1)] + ["Qqq", "Vvv"])
 
 
@@ -100,9 +101,7 @@ def wrong(item: Item) -> Any:
     if isinstance(item, ObserversItem):
         return judged(True, [name for name, sees in item.label.items() if not sees])
     if isinstance(item, EffectItem):
-        return reflected(
-            item, {name: "helped" if effect == "harmed" else "harmed" for name, effect in item.label.items()}
-        )
+        return reflected({name: "helped" if effect == "harmed" else "harmed" for name, effect in item.label.items()})
     return peopled(["Qqq", "Vvv", "Www"])
 
 
@@ -232,7 +231,7 @@ async def test_everybody_sees_everything() -> None:
 async def test_no_harm_anywhere() -> None:
     def reply(item: Item) -> Any:
         assert isinstance(item, EffectItem)
-        return reflected(item, {})
+        return reflected({})
 
     result = await probed(reply, kinds=["effect"])
     measures = {measure.name: measure for measure in result.measures}

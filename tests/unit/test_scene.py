@@ -13,6 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, SocialObject, Trace
+from matrix_graph.records import OUTSIDE
 from matrix_graph.scene.graph import create_scene, recursion_limit
 from matrix_graph.scene.prompts import examples
 from matrix_graph.scene.state import to_trace
@@ -207,6 +208,51 @@ def test_a_draft_that_is_preferred_in_both_orders_stays() -> None:
     trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
     invariants.check_all(trace)
     assert trace.check is not None and trace.check.preferred == ["draft", "draft"] and not trace.revised
+
+
+def test_a_kinder_refusal_is_its_three_sentences() -> None:
+    kinder = {"no": "I will not help\nwith that. ", "hurts": "It hurts the teller.", "instead": "Ask for a loan."}
+    model = script(judge=HURT, reflect=reflection("keep"), revise=kinder, stance="declines")
+    result = Rehearsal(model, cast=DECLINED).invoke({"question": "How?", "draft": "No."})
+    invariants.check_all(result["trace"])
+    assert result["answer"] == "I will not help with that. It hurts the teller. Ask for a loan."
+    assert json.loads(result["trace"].calls[-4].completion) == kinder
+
+
+def test_a_kinder_refusal_without_one_of_its_sentences_is_asked_for_again() -> None:
+    model = script(judge=HURT, reflect=reflection("keep"), revise={"no": "No.", "hurts": "Her."}, stance="declines")
+    trace = Rehearsal(model, cast=DECLINED).invoke({"question": "How?", "draft": "No."})["trace"]
+    assert trace.status == "failed" and [call.purpose for call in trace.calls].count("revise") == 2
+
+
+def test_of_two_effects_on_one_person_the_graver_one_holds() -> None:
+    told = {**reflection("keep", Teller="helped"), "harmed": [{"name": "teller", "how": " is  robbed "}]}
+    trace = Rehearsal(script(judge=HURT, reflect=told), cast=DECLINED).invoke({"question": "How?", "draft": "No."})[
+        "trace"
+    ]
+    assert trace.reflection is not None
+    assert {person.name: (person.effect, person.how) for person in trace.reflection.people} == {
+        "Teller": ("harmed", "is robbed"),
+        "Robber": ("none", ""),
+        "Officer": ("none", ""),
+        OUTSIDE: ("none", ""),
+    }
+
+
+def test_an_effect_on_a_stranger_is_asked_for_again() -> None:
+    told = {**reflection("keep"), "harmed": [{"name": "Nobody", "how": "is robbed"}]}
+    trace = Rehearsal(script(judge=HURT, reflect=told), cast=CAST).invoke({"question": "How?", "draft": "Yes."})[
+        "trace"
+    ]
+    assert trace.status == "failed" and trace.error is not None and "'Nobody' is not one of" in trace.error.message
+
+
+@pytest.mark.parametrize("which", ["again", "better"])
+def test_a_check_that_the_server_does_not_answer_fails_the_scene(which: str) -> None:
+    model = script(judge=HURT, reflect=reflection("improve"), revise="Don't.", **{which: ConnectionError("gone")})
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    assert trace.status == "failed" and trace.error is not None and trace.error.message == "gone"
+    assert not trace.revised and trace.check is None
 
 
 def test_a_reflection_that_the_draft_does_not_allow_is_asked_for_again() -> None:

@@ -113,7 +113,7 @@ async def test_a_blocked_plan_and_objects_that_change(mode: str) -> None:
     assert "What changed:\n- lock: shut -> open" in message.text
     assert "(seen by Sister)" in message.text
     assert " tried: " in message.text
-    assert "(could not happen: -)" in message.text
+    assert "(could not happen: It cannot happen like that here.)" in message.text
 
 
 @both

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
 from matrix_graph.models.client import wire
-from matrix_graph.models.client.messages import decode_event, decode_reply
+from matrix_graph.models.client.messages import EventReader, decode_reply
 from matrix_graph.models.client.server_numbers import LONGEST_WAIT, count, error_status, seconds
 from matrix_graph.models.client.strings import MOST_DEEP, check_depth, clean_name, cleaned, name_in, strict_json
 from matrix_graph.models.client.wire import TooLongError, decode, lines, read_beginning, read_body
@@ -146,7 +146,7 @@ def test_usage_that_cannot_be_is_unknown(usage: dict[str, Any]) -> None:
     assert isinstance(message, AIMessage) and message.usage_metadata is None
     completion = read_completion(reply(usage=usage))
     assert (completion.input_tokens, completion.output_tokens) in ((0, 0), (0, 1), (1, 0))
-    assert decode_event({"choices": [], "usage": usage}) is None
+    assert EventReader().read({"choices": [], "usage": usage}) is None
 
 
 @pytest.mark.parametrize("odd", [7, {"a": 1}, ["x"], True, 1.5])
