@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from matrix_graph.errors import ReplyError, SceneError
-from matrix_graph.models.ask import Answer, parse_json, parse_text
+from matrix_graph.models.ask import Answer, ChatMessage, parse_json, parse_text
 from matrix_graph.records import OUTSIDE, Effect, Role, Verdict, same_name
 from matrix_graph.scene.cast import described, introduced
 from matrix_graph.scene.draft import failed
@@ -98,8 +98,7 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
     """Give the draft unchanged, or a better answer in its place if it passes its check."""
     kept: Plain = {"answer": state["draft"], "revised": False}
     reflection = state["reflection"]
-    task = None if reflection is None else concluded(state)
-    if reflection is None or task == "keep":
+    if reflection is None or (task := concluded(state)) == "keep":
         return kept
     cast = _cast(state)
     request = fill(
@@ -115,12 +114,9 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
         lesson=reflection["lesson"],
     )
     sentences = task == "kinder"
-    system = opening(
-        "revise", task=fill("revise", str(task)), form=fill("revise", "sentences" if sentences else "text")
-    )
     answer = await stage.ask(
         "revise",
-        [*system, {"role": "user", "content": request}],
+        [*revision_opening(task), {"role": "user", "content": request}],
         _one_after_the_other if sentences else parse_text,
         stage.answer_tokens,
         schema=_object(**dict.fromkeys(_SENTENCES, _SENTENCE)) if sentences else None,
@@ -135,6 +131,16 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
     stage.emit({"type": "check", **check})
     update: Plain = {"calls": [*answer.calls, *calls], "check": check}
     return {**update, "answer": answer.value, "revised": True} if check["passed"] else {**update, **kept}
+
+
+def revision_opening(task: Verdict) -> list[ChatMessage]:
+    """The system message that asks for a better answer.
+
+    Args:
+        task: "improve", "kinder" or "help".
+    """
+    form = fill("revise", "sentences" if task == "kinder" else "text")
+    return opening("revise", task=fill("revise", task), form=form)
 
 
 def concluded(state: SceneState) -> Verdict:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from matrix_graph import ChatVLLM, Trace
-from matrix_graph.scene.prompts import fill, opening
+from matrix_graph.scene.prompts import fill
+from matrix_graph.scene.revise import revision_opening
 from tests.integration.model_server import Fault, ModelServer
 from tests.integration.random_reply import JSON, Reply, digest
 
@@ -78,7 +79,7 @@ def purpose(body: JSON) -> str:
             return name
     if any(field in schema.get("properties", {}) for field in CHECKS):
         return "check"
-    if messages[0] in [opening("revise", task=fill("revise", task))[0] for task in ("improve", "kinder", "help")]:
+    if messages[0] in [revision_opening(task)[0] for task in ("improve", "kinder", "help")]:
         return "revise"
     recaps = [fill(speaker, "recap") for speaker in ("role", "modulator")]
     return "recap" if any(recap in messages[-1]["content"] for recap in recaps) else "chat"
