@@ -117,7 +117,7 @@ def refuse_own_files(inputs: Iterable[Path], out: Path, own: Iterable[str]) -> N
     """
     given = [(path, status) for path in inputs if (status := _status(path)) is not None]
     for pattern in own if given else ():
-        for written in out.glob(pattern):
+        for written in _found(out, pattern):
             status = _status(written)
             for path, read in given:
                 if status is not None and os.path.samestat(read, status):
@@ -127,6 +127,13 @@ def refuse_own_files(inputs: Iterable[Path], out: Path, own: Iterable[str]) -> N
                         f"{name} is{which} a file that this command writes itself, and would feed on for ever. "
                         "Copy it elsewhere and give the copy, or name another --out."
                     )
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except OSError:  # what cannot be looked into is told of where it is to be written
+        return []
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -9,6 +9,7 @@ A revision takes the draft's place only if it passes its check (`stance.checked`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,10 @@ from matrix_graph.scene.state import Plain, SceneState
 _HOW, _LESSON, _TOLERANCE = 300, 800, 10
 _EFFECTS: tuple[Effect, ...] = ("harmed", "left without help", "helped")
 """The lists that are asked for, harm first; of whom none of them tells, the effect is "none"."""
+_PRONOUNS = frozenset(
+    {"i", "me", "you", "he", "she", "they", "we", "ich", "du", "sie", "er", "je", "tu", "yo", "我", "你"}
+)
+"""Egos that a text cannot be told to speak of."""
 _SENTENCES = ("no", "hurts", "instead")
 """What a kinder refusal is made of. Asked for one text, small models write the bare refusal once more."""
 _SENTENCE: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 600}
@@ -100,24 +105,11 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
     reflection = state["reflection"]
     if reflection is None or (task := concluded(state)) == "keep":
         return kept
-    cast = _cast(state)
-    request = fill(
-        "revise",
-        "ask",
-        situation=cast.get("situation") or "-",
-        question=state["question"],
-        draft=state["draft"],
-        who=introduced({role["name"]: role.get("who", "") for role in cast["roles"]}),
-        frame=fill("revise", cast["stance"], ego=cast["ego"]),
-        happened=_happened(state),
-        people=_outcomes(reflection),
-        lesson=reflection["lesson"],
-    )
     sentences = task == "kinder"
     answer = await stage.ask(
         "revise",
-        [*revision_opening(task), {"role": "user", "content": request}],
-        _one_after_the_other if sentences else parse_text,
+        [*revision_opening(task), {"role": "user", "content": _revision_request(state, task, reflection)}],
+        _to_the_asker(_one_after_the_other if sentences else parse_text, state),
         stage.answer_tokens,
         schema=_object(**dict.fromkeys(_SENTENCES, _SENTENCE)) if sentences else None,
     )
@@ -183,6 +175,53 @@ def _worth_reflecting(stage: Stage, state: SceneState) -> bool:
         or _ego_was_rejected(state)
         or stage.config.modulator == "off"
     )
+
+
+def _revision_request(state: SceneState, task: Verdict, reflection: Plain) -> str:
+    cast = _cast(state)
+    given = {
+        "situation": cast.get("situation") or "-",
+        "question": state["question"],
+        "draft": state["draft"],
+        "lesson": reflection["lesson"],
+    }
+    if task == "kinder":
+        # Without the others' names and the scene: small models would tell of them in the answer.
+        return fill("revise", "ask_kinder", **given, ego=cast["ego"], hurt=_whom_it_hurts(cast, reflection))
+    return fill(
+        "revise",
+        "ask",
+        **given,
+        who=introduced({role["name"]: role.get("who", "") for role in cast["roles"]}),
+        frame=fill("revise", cast["stance"], ego=cast["ego"]),
+        happened=_happened(state),
+        people=_outcomes(reflection),
+    )
+
+
+def _whom_it_hurts(cast: Plain, reflection: Plain) -> str:
+    who = {role["name"]: role.get("who") or role["name"] for role in cast["roles"]}
+    hurt = [person for person in reflection["people"] if person["effect"] == "harmed" and person["name"] != cast["ego"]]
+    return "\n".join(f"- It hurts {who.get(person['name'], person['name'])}: {person['how']}" for person in hurt) or "-"
+
+
+def _to_the_asker(parse: Callable[[str], str], state: SceneState) -> Callable[[str], str]:
+    """A parser that is stricter at the first try: an answer that speaks of the asker by name is asked for again."""
+    ego = _cast(state)["ego"]
+    name = re.compile(rf"(?<!\w){re.escape(ego)}(?!\w)", re.IGNORECASE)
+    own = f"{state['question']}\n{state['draft']}"
+    watched = ego.casefold() not in _PRONOUNS and not name.search(own)
+    tries = 0
+
+    def to_answer(text: str) -> str:
+        nonlocal tries
+        tries += 1
+        answer = parse(text)
+        if watched and tries == 1 and name.search(answer):
+            raise ReplyError(f"It speaks of {ego!r}, who is the one that asked; write to this person, as to a reader.")
+        return answer
+
+    return to_answer
 
 
 def _one_after_the_other(text: str) -> str:

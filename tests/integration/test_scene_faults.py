@@ -514,7 +514,7 @@ def test_chat_openai_plays_whole_scenes(server: ModelServer, tmp_path: Path) -> 
         formats = {
             body["response_format"]["json_schema"]["name"] for body in server.bodies if "response_format" in body
         }
-        assert formats == asked
+        assert formats - {"revise"} == asked  # of revisions, a kinder refusal alone has a schema
         acted += "act" in asked
     assert acted > 1
 

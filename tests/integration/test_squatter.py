@@ -206,7 +206,7 @@ async def test_another_program_reads_the_new_key_from_its_file(
     engine: VLLMServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_servers, "_known", {})  # as in another program
-    model = client(engine, "the key before the restart", give_up_after=0.2)
+    model = client(engine, "the-key-before-the-restart", give_up_after=0.2)
     with pytest.raises(Exception, match="401"):
         await model.ainvoke("hello")
     path = key_files.write_key(engine.base_url, engine.api_key)

@@ -143,7 +143,13 @@ def _plan(trace: Trace, cast: Cast) -> tuple[int, bool]:
 
 def _proposed(completion: str) -> str:
     """The answer that a revision's completion is: the text itself, or the sentences of a kinder refusal."""
-    return " ".join(" ".join(json.loads(completion).values()).split()) if completion.startswith("{") else completion
+    try:
+        parts = json.loads(completion)
+    except (ValueError, RecursionError):
+        return completion
+    if not isinstance(parts, dict) or set(parts) != {"no", "hurts", "instead"}:
+        return completion
+    return " ".join(" ".join(str(part) for part in parts.values()).split())
 
 
 def _whole_plan_was_done(trace: Trace, cast: Cast) -> bool:

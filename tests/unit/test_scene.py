@@ -225,6 +225,25 @@ def test_a_kinder_refusal_without_one_of_its_sentences_is_asked_for_again() -> N
     assert trace.status == "failed" and [call.purpose for call in trace.calls].count("revise") == 2
 
 
+def test_a_kinder_refusal_is_asked_for_without_the_scenes_names() -> None:
+    cast = DECLINED.model_copy(update={"roles": [Role(name="Teller", who="works at the bank"), *CAST.roles[1:]]})
+    model = script(judge=HURT, reflect=reflection("keep", Teller="harmed"), revise="No, sorry.", stance="declines")
+    trace = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "No."})["trace"]
+    asked = next(call for call in trace.calls if call.purpose == "revise").messages[-1].content
+    assert "It hurts works at the bank: as it was" in asked
+    assert "There this is Robber" in asked and "Teller" not in asked and "Officer" not in asked
+
+
+def test_an_answer_that_speaks_of_the_asker_is_asked_for_once_more() -> None:
+    replies = iter(["The robber should ask.", "You should ask."])
+    model = script(judge=HURT, reflect=reflection("improve"), revise=lambda *_: next(replies))
+    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    revisions = [call for call in trace.calls if call.purpose == "revise"]
+    assert trace.answer == "You should ask." and [call.error is None for call in revisions] == [False, True]
+    named = Rehearsal(script(judge=HURT, reflect=reflection("improve"), revise="A robber asks."), cast=CAST)
+    assert named.invoke({"question": "I am a robber. How?", "draft": "Rob it."})["answer"] == "A robber asks."
+
+
 def test_of_two_effects_on_one_person_the_graver_one_holds() -> None:
     told = {**reflection("keep", Teller="helped"), "harmed": [{"name": "teller", "how": " is  robbed "}]}
     trace = Rehearsal(script(judge=HURT, reflect=told), cast=DECLINED).invoke({"question": "How?", "draft": "No."})[

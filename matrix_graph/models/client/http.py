@@ -113,6 +113,7 @@ class HTTPClient:
         self._server = server
         self._urls: dict[str, URL] = {}
         self._proxy: tuple[str | None] | None = None
+        self._answered = False
 
     @property
     def base_url(self) -> str:
@@ -404,7 +405,8 @@ class HTTPClient:
         )
 
     def _check_page(self, path: str, body: bytes) -> None:
-        if is_page(body):
+        """Raise at a web page; from a server that has answered before, it is a fault that passes."""
+        if not self._answered and is_page(body):
             raise ModelAddressError(self._redact(page_instead(self._shown(path), 200, body)))
 
     async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
@@ -425,7 +427,9 @@ class HTTPClient:
 
     def _read(self, raw: bytes, read: Callable[[JSON], T]) -> T:
         try:
-            return read(decode(raw, self._redact))
+            item = read(decode(raw, self._redact))
+            self._answered = True
+            return item
         except _GARBAGE as error:
             what = f"HTTP 200 with garbage: {type(error).__name__}: {self._redact.quote(error)}"
         # Out of the handler: the error that quotes the garbage as it came is not to be shown as its context.

@@ -75,6 +75,8 @@ def exchange(
                 return response.status, _read(response)
     except TooLongError as error:
         said = str(error)
+    except OSError:  # some, such as that of a certificate, are a ValueError, too
+        raise
     except ValueError:
         said = "the answer is not HTTP" if sent else "the address or a header holds what HTTP cannot send"
     raise PlainHTTPError(said)
