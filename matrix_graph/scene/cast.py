@@ -23,7 +23,7 @@ from matrix_graph.scene.draft import failed
 from matrix_graph.scene.people import is_person
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
-from matrix_graph.scene.stance import CHOICE_TOKENS, ask_stance
+from matrix_graph.scene.stance import CHOICE_TOKENS, stance_of_draft
 from matrix_graph.scene.state import Plain, SceneState, plain
 
 MOST_OBJECTS = 3
@@ -73,7 +73,7 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
     if given is not None and given.stance is not None:
         made, calls = await casting, []
     else:
-        made, stance = await asyncio.gather(casting, ask_stance(stage, state["question"], state["draft"] or ""))
+        made, stance = await asyncio.gather(casting, stance_of_draft(stage, state["question"], state["draft"] or ""))
         calls = stance.calls
         if made.value is not None and stance.value is not None:
             made = Answer(made.value.model_copy(update={"stance": stance.value}), made.text, [], 0, made.calls)
