@@ -44,8 +44,7 @@ def is_person(thing: str, roles: Sequence[Role]) -> bool:
         words = words[1:]
     if not words:
         return False
-    head = words_of(_BEFORE_HEAD.split(thing)[0])[-1:]
-    if any(word in _PERSON_WORDS or word.removesuffix("s") in _PERSON_WORDS for word in head):
+    if is_general(thing):
         return True
     for role in roles:
         who = _POSSESSIVE.sub("", role.who).split(" of ")[0].split(",")[0].split(" who ")[0]
@@ -53,3 +52,9 @@ def is_person(thing: str, roles: Sequence[Role]) -> bool:
         if words in (name, whose) or (len(words) == 1 and words[0] in name[-1:] + whose[-1:]):
             return True
     return False
+
+
+def is_general(name: str) -> bool:
+    """Whether a name is a general English word for people, by its last word, such as "new colleague"."""
+    head = words_of(_BEFORE_HEAD.split(name)[0])[-1:]
+    return any(word in _PERSON_WORDS or word.removesuffix("s") in _PERSON_WORDS for word in head)

@@ -9,7 +9,6 @@ A revision takes the draft's place only if it passes its check (`stance.checked`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from matrix_graph.models.ask import Answer, ChatMessage, parse_json, parse_text
 from matrix_graph.records import OUTSIDE, Effect, Role, Verdict, same_name
 from matrix_graph.scene.cast import described, introduced
 from matrix_graph.scene.draft import failed
+from matrix_graph.scene.mentions import mention_of_scene
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.rounds import next_round
 from matrix_graph.scene.stage import Stage
@@ -30,10 +30,6 @@ from matrix_graph.scene.state import Plain, SceneState
 _HOW, _LESSON, _TOLERANCE = 300, 800, 10
 _EFFECTS: tuple[Effect, ...] = ("harmed", "left without help", "helped")
 """The lists that are asked for, harm first; of whom none of them tells, the effect is "none"."""
-_PRONOUNS = frozenset(
-    {"i", "me", "you", "he", "she", "they", "we", "ich", "du", "sie", "er", "je", "tu", "yo", "我", "你"}
-)
-"""Egos that a text cannot be told to speak of."""
 _SENTENCES = ("no", "hurts", "instead")
 """What a kinder refusal is made of. Asked for one text, small models write the bare refusal once more."""
 _SENTENCE: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 600}
@@ -106,10 +102,22 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
     if reflection is None or (task := concluded(state)) == "keep":
         return kept
     sentences = task == "kinder"
+    messages = [*revision_opening(task), {"role": "user", "content": _revision_request(state, task, reflection)}]
+    cast = _cast(state)
+
+    def mention(text: str) -> str | None:
+        return mention_of_scene(
+            text,
+            ego=cast["ego"],
+            names=[role["name"] for role in cast["roles"]],
+            told=_told_of_the_scene(state, task),
+            own=f"{state['question']}\n{state['draft']}",
+        )
+
     answer = await stage.ask(
         "revise",
-        [*revision_opening(task), {"role": "user", "content": _revision_request(state, task, reflection)}],
-        _to_the_asker(_one_after_the_other if sentences else parse_text, state),
+        messages,
+        _without_the_scene(_one_after_the_other if sentences else parse_text, mention),
         stage.answer_tokens,
         schema=_object(**dict.fromkeys(_SENTENCES, _SENTENCE)) if sentences else None,
     )
@@ -117,7 +125,7 @@ async def revise(stage: Stage, state: SceneState) -> Plain:
         return {"calls": answer.calls, "status": "failed", "error": answer.problem}
     if answer.value == state["draft"]:
         return {**kept, "calls": answer.calls}
-    check, calls, fault = await checked(stage, state, answer.value, _happened(state))
+    check, calls, fault = await checked(stage, state, answer.value, _happened(state), mention(answer.value))
     if fault is not None:
         return {"calls": [*answer.calls, *calls], "status": "failed", "error": fault}
     stage.emit({"type": "check", **check})
@@ -199,26 +207,30 @@ def _revision_request(state: SceneState, task: Verdict, reflection: Plain) -> st
     )
 
 
+def _told_of_the_scene(state: SceneState, task: Verdict) -> str:
+    """What an answer must not repeat: instructions, and the account of the scene, but not what is learnt from it."""
+    instructions = revision_opening(task)[0]["content"]
+    cast = _cast(state)
+    frame = fill("revise", cast["stance"], ego=cast["ego"])
+    return instructions if task == "kinder" else f"{instructions}\n{frame}\n{_happened(state)}"
+
+
 def _whom_it_hurts(cast: Plain, reflection: Plain) -> str:
     who = {role["name"]: role.get("who") or role["name"] for role in cast["roles"]}
     hurt = [person for person in reflection["people"] if person["effect"] == "harmed" and person["name"] != cast["ego"]]
     return "\n".join(f"- It hurts {who.get(person['name'], person['name'])}: {person['how']}" for person in hurt) or "-"
 
 
-def _to_the_asker(parse: Callable[[str], str], state: SceneState) -> Callable[[str], str]:
-    """A parser that is stricter at the first try: an answer that speaks of the asker by name is asked for again."""
-    ego = _cast(state)["ego"]
-    name = re.compile(rf"(?<!\w){re.escape(ego)}(?!\w)", re.IGNORECASE)
-    own = f"{state['question']}\n{state['draft']}"
-    watched = ego.casefold() not in _PRONOUNS and not name.search(own)
+def _without_the_scene(parse: Callable[[str], str], mention: Callable[[str], str | None]) -> Callable[[str], str]:
+    """A parser that is stricter at the first try: an answer that speaks of the scene is asked for again."""
     tries = 0
 
     def to_answer(text: str) -> str:
         nonlocal tries
         tries += 1
         answer = parse(text)
-        if watched and tries == 1 and name.search(answer):
-            raise ReplyError(f"It speaks of {ego!r}, who is the one that asked; write to this person, as to a reader.")
+        if tries == 1 and (problem := mention(answer)) is not None:
+            raise ReplyError(problem)
         return answer
 
     return to_answer

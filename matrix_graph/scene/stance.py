@@ -56,7 +56,7 @@ async def _better(stage: Stage, state: SceneState, happened: str, first: str, se
 
 
 async def checked(
-    stage: Stage, state: SceneState, revision: str, happened: str
+    stage: Stage, state: SceneState, revision: str, happened: str, mention: str | None = None
 ) -> tuple[Plain, list[Plain], dict[str, str] | None]:
     """Check whether a revision may take the draft's place.
 
@@ -69,6 +69,7 @@ async def checked(
         state: with a reflection.
         revision: to the letter.
         happened: the scene's events as lines of a prompt; the comparison is made in their light.
+        mention: what the revision says of the scene, as a sentence; None: nothing.
 
     Returns:
         The check as `records.Check`, the records of its calls, and the error of a call that the server did not answer
@@ -97,6 +98,8 @@ async def checked(
     stance: Stance | None = None if deed_asked else side.value
     repeats = None if not deed_asked or side.value is None else side.value == "yes"
     why = _objection(cast["stance"], harm=harm, stance=stance, repeats=repeats, unclear=side.value is None)
+    if mention is not None:
+        why = f"The revision speaks of the scene. {mention}"
     if why is None and preferred.count("draft") == 2:
         why = "Compared in both orders, the draft is preferred."
     if why is None and len(preferred) < 2:

@@ -291,7 +291,8 @@ def checked(trace: Trace) -> None:
         if choice is not None:
             preferred.append("draft" if (choice == "A") == (first == trace.draft) else "revision")
     assert check.preferred == preferred
-    assert check.passed == (fits and len(preferred) == 2 and "revision" in preferred)
+    unspoken = not check.why.startswith("The revision speaks of the scene.")
+    assert check.passed == (fits and len(preferred) == 2 and "revision" in preferred and unspoken)
 
 
 def _harm(trace: Trace) -> bool:

@@ -234,14 +234,30 @@ def test_a_kinder_refusal_is_asked_for_without_the_scenes_names() -> None:
     assert "There this is Robber" in asked and "Teller" not in asked and "Officer" not in asked
 
 
-def test_an_answer_that_speaks_of_the_asker_is_asked_for_once_more() -> None:
-    replies = iter(["The robber should ask.", "You should ask."])
-    model = script(judge=HURT, reflect=reflection("improve"), revise=lambda *_: next(replies))
-    trace = Rehearsal(model, cast=CAST).invoke({"question": "How?", "draft": "Rob it."})["trace"]
-    revisions = [call for call in trace.calls if call.purpose == "revise"]
-    assert trace.answer == "You should ask." and [call.error is None for call in revisions] == [False, True]
-    named = Rehearsal(script(judge=HURT, reflect=reflection("improve"), revise="A robber asks."), cast=CAST)
-    assert named.invoke({"question": "I am a robber. How?", "draft": "Rob it."})["answer"] == "A robber asks."
+@pytest.mark.parametrize(
+    ("said", "about"),
+    [
+        ("The robber should ask.", "'Robber', who is the one that asked"),
+        ("Give Ann the money back.", "'Ann', a person of the scene"),
+        ("Keep what was good in the first answer, and change what did harm.", "repeats what it was told"),
+        ("walks slowly into the bank with a gun -> the teller is afraid", "repeats what it was told"),
+    ],
+)
+def test_an_answer_that_speaks_of_the_scene_is_asked_for_again_and_not_taken(said: str, about: str) -> None:
+    roles = [Role(name="Ann", who="the teller"), *CAST.roles[1:]]
+    cast = CAST.model_copy(update={"roles": roles, "plan": ["walks slowly into the bank with a gun"]})
+    model = script(judge=HURT | {"hurt": ["Ann"]}, reflect=reflection("improve"), revise=said)
+    trace = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "Rob it."})["trace"]
+    invariants.check_all(trace)
+    first, second = (call for call in trace.calls if call.purpose == "revise")
+    assert first.error is not None and about in first.error.message and second.error is None
+    assert not trace.revised and trace.check is not None and about in trace.check.why
+
+    replies = iter([said, "You should ask."])
+    model = script(judge=HURT | {"hurt": ["Ann"]}, reflect=reflection("improve"), revise=lambda *_: next(replies))
+    assert Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "Rob it."})["answer"] == "You should ask."
+    own = Rehearsal(script(judge=HURT | {"hurt": ["Ann"]}, reflect=reflection("improve"), revise=said), cast=cast)
+    assert own.invoke({"question": f"Is this right: {said}", "draft": "Rob it."})["answer"] == said
 
 
 def test_of_two_effects_on_one_person_the_graver_one_holds() -> None:
