@@ -170,9 +170,13 @@ async def test_a_redirect_to_a_sign_in_page() -> None:
     def away(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "https://sso.example.com/login?state=s3cr3t"})
 
-    with Gateway(away) as server, pytest.raises(ModelRequestError, match="a page to sign in") as caught:
-        await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
-    assert "https://sso.example.com/login" in str(caught.value) and "s3cr3t" not in str(caught.value)
+    with Gateway(away) as server:
+        with pytest.raises(ModelRequestError, match="a page to sign in") as caught:
+            await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
+        with pytest.raises(ServerError, match=r"lists no models \(HTTP 302\)\. .* a page to sign in") as listed:
+            await asyncio.to_thread(Endpoint("127.0.0.1", server.port, api_key="").served, 5.0)
+    for said in (str(caught.value), str(listed.value)):
+        assert "https://sso.example.com/login" in said and "s3cr3t" not in said
 
 
 async def test_another_redirect_names_the_final_address() -> None:
@@ -181,6 +185,34 @@ async def test_another_redirect_names_the_final_address() -> None:
 
     with Gateway(away) as server, pytest.raises(ModelRequestError, match=r"it names https://models\.example\.com/v1"):
         await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
+
+
+@pytest.mark.parametrize("location", ["http://[half", "https://models.example.com:port/v1", "http://a:99999/"])
+async def test_a_redirect_to_no_address_is_a_refusal_like_others(location: str) -> None:
+    def away(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": location})
+
+    with Gateway(away) as server:
+        for call in (ChatVLLM(base_url=server.base_url, model="m").ainvoke, ChatVLLM(base_url=server.base_url).ainvoke):
+            with pytest.raises(ModelRequestError, match="set base_url to the final address"):
+                await call("hi")
+        with pytest.raises(ServerError, match="set base_url to the final address"):
+            await asyncio.to_thread(Endpoint("127.0.0.1", server.port, api_key="").served, 5.0)
+
+
+async def test_no_beginning_of_a_secret_is_left_where_a_title_or_an_address_is_cut() -> None:
+    def titled(request: web.Request) -> web.Response:
+        title = f"{'x ' * 37}{SECRET}"
+        return web.Response(body=f"<html><title>{title}</title></html>".encode(), content_type="text/html")
+
+    def away(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"http://a.example/{'x/' * 89}{SECRET}"})
+
+    for answer, error in ((titled, ModelAddressError), (away, ModelRequestError)):
+        with Gateway(answer) as server, pytest.raises(error) as caught:
+            model = ChatVLLM(base_url=server.base_url, model="m", default_headers={"X-Tenant": SECRET})  # type: ignore[arg-type]
+            await model.ainvoke("hi")
+        assert SECRET[:4] not in str(caught.value)
 
 
 # ---- certificates ---------------------------------------------------------------------------------------------------

@@ -401,13 +401,13 @@ class HTTPClient:
             failures.said_in(body, self._redact),
             seconds(told.get("Retry-After")),
             authorized=any(name.casefold() == "authorization" for name in self._headers),
-            redirect=redirected(told.get("Location")),
+            redirect=redirected(told.get("Location"), self._redact),
         )
 
     def _check_page(self, path: str, body: bytes) -> None:
         """Raise at a web page; from a server that has answered before, it is a fault that passes."""
         if not self._answered and is_page(body):
-            raise ModelAddressError(self._redact(page_instead(self._shown(path), 200, body)))
+            raise ModelAddressError(page_instead(self._shown(path), 200, body, self._redact))
 
     async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
         """The refusal; for an HTTP 404 with the names that the server does serve."""

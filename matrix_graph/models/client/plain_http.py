@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from matrix_graph.models.client.wire import MOST_BODY, TooLongError
@@ -28,6 +28,20 @@ class PlainHTTPError(http.client.HTTPException):
 Peer = tuple[object, ...] | None
 
 
+class Reply(NamedTuple):
+    """What came back.
+
+    Attributes:
+        status: as HTTP has it; a redirect is a reply like any other.
+        body: as it came.
+        location: where a redirect leads; None: it does not say.
+    """
+
+    status: int
+    body: bytes
+    location: str | None = None
+
+
 def exchange(
     method: str,
     url: str,
@@ -37,7 +51,7 @@ def exchange(
     seconds: float,
     proxy: str | None = None,
     check: Callable[[str, int, Peer], str | None] | None = None,
-) -> tuple[int, bytes]:
+) -> Reply:
     """Send one request, and read the answer whatever its status.
 
     Args:
@@ -49,9 +63,6 @@ def exchange(
         proxy: the http or https address of a proxy to go through; None: none.
         check: gets host, port and the other end's address of a direct connection before anything is sent over it, and
             says why it must not be used; None: it may be.
-
-    Returns:
-        The status, and the body as it came. A redirect is an answer like any other.
 
     Raises:
         OSError: no connection, a broken one, or no whole answer in time.
@@ -72,7 +83,7 @@ def exchange(
             connection.request(method, target, body=body, headers={**headers, **more})
             sent = True
             with connection.getresponse() as response:
-                return response.status, _read(response)
+                return Reply(response.status, _read(response), response.getheader("Location"))
     except TooLongError as error:
         said = str(error)
     except OSError:  # some, such as that of a certificate, are a ValueError, too
@@ -94,7 +105,7 @@ def _connection(url: str, proxy: str | None, seconds: float) -> tuple[http.clien
         tunnel = http.client.HTTPSConnection(end.hostname or "", end.port or _PORTS[end.scheme], timeout=seconds)
         tunnel.set_tunnel(address.hostname or "", address.port or _PORTS["https"], headers=login)
         return tunnel, target, {}
-    connection = kinds[end.scheme](end.hostname or "", end.port, timeout=seconds)
+    connection = kinds[end.scheme](end.hostname or "", end.port or _PORTS[end.scheme], timeout=seconds)
     return connection, url if proxy else target, login
 
 
