@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,29 @@ async def test_a_header_that_the_server_echoes_is_blotted_out() -> None:
         with pytest.raises(ModelRequestError, match="bad headers") as caught:
             await model.ainvoke("hi")
     assert SECRET not in str(caught.value) and "a-very-secret-key" not in str(caught.value)
+
+
+async def test_a_login_in_the_address_goes_out_with_every_request(tmp_path: Path) -> None:
+    login = f"Basic {b64encode(b'me:pass-word-7').decode()}"
+
+    def asks(request: web.Request) -> web.Response | None:
+        return None if request.headers.get("Authorization") == login else web.Response(status=401)
+
+    with Gateway(asks, metrics="vllm:prompt_tokens_total 5\n") as server:
+        for password, answered in (("pass-word-7", True), ("pass-word-8", False)):
+            url = f"http://me:{password}@127.0.0.1:{server.port}/v1"
+            model = ChatVLLM(base_url=url, api_key="a-key")  # type: ignore[arg-type]
+            endpoint = Endpoint("127.0.0.1", server.port, api_key="a-key", url=url.removesuffix("/v1"))
+            assert await counters_of(model) == ({"prompt_tokens": 5.0} if answered else {})
+            if answered:
+                assert (await model.ainvoke("hi")).text
+                assert [one.name for one in await asyncio.to_thread(endpoint.served, 5.0)] == ["fake-model"]
+                continue
+            with pytest.raises(ModelRequestError) as caught:
+                await model.ainvoke("hi")
+            with pytest.raises(ServerError) as refused:
+                await asyncio.to_thread(endpoint.served, 5.0)
+            assert not any(password in str(error.value) for error in (caught, refused))
 
 
 # ---- pages ----------------------------------------------------------------------------------------------------------

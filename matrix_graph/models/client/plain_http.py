@@ -5,7 +5,6 @@ time-out starts anew with every byte. What always holds: no redirect is followed
 deadline; of the answer only so much is read as any should have.
 """
 
-import base64
 import http.client
 import io
 import socket
@@ -13,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from matrix_graph.models.client.headers import basic_login, without_login
 from matrix_graph.models.client.wire import MOST_BODY, TooLongError
 
 _BLOCK = 64 * 1024
@@ -56,7 +56,7 @@ def exchange(
 
     Args:
         method: such as GET.
-        url: an http or https address.
+        url: an http or https address; a login in it is for `headers.request_headers`, and not sent from here.
         headers: sent as they are.
         body: sent with its length; None: there is none.
         seconds: from connecting to the last byte.
@@ -99,21 +99,15 @@ def _connection(url: str, proxy: str | None, seconds: float) -> tuple[http.clien
     target = (address.path or "/") + (f"?{address.query}" if address.query else "")
     end = urlsplit(proxy) if proxy else address
     kinds = {"https": http.client.HTTPSConnection, "http": http.client.HTTPConnection}
-    login = _login(end.username, end.password) if proxy else {}
+    login = basic_login(proxy) if proxy else None
+    more = {} if login is None else {"Proxy-Authorization": login}
     if proxy and address.scheme == "https":
         # A tunnel: the TLS within it is with the server.
         tunnel = http.client.HTTPSConnection(end.hostname or "", end.port or _PORTS[end.scheme], timeout=seconds)
-        tunnel.set_tunnel(address.hostname or "", address.port or _PORTS["https"], headers=login)
+        tunnel.set_tunnel(address.hostname or "", address.port or _PORTS["https"], headers=more)
         return tunnel, target, {}
     connection = kinds[end.scheme](end.hostname or "", end.port or _PORTS[end.scheme], timeout=seconds)
-    return connection, url if proxy else target, login
-
-
-def _login(user: str | None, password: str | None) -> dict[str, str]:
-    if not user:
-        return {}
-    pair = f"{unquote(user)}:{unquote(password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    return connection, without_login(url) if proxy else target, more
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

@@ -36,7 +36,7 @@ class Served:
         cards = await self._asked()
         if not cards:
             self.forget()
-            where = self.client.url("models").with_user(None)
+            where = self.client.url("models")
             raise ModelRequestError(f"{where} lists no model. Start the server with one, or set `model`.", status=404)
         return str(cards[0]["id"])
 

@@ -16,7 +16,7 @@ from matrix_graph.errors import ServerError
 from matrix_graph.models.client import own_servers
 from matrix_graph.models.client.failures import key_advice
 from matrix_graph.models.client.gateways import is_page, page_instead, redirected, untrusted
-from matrix_graph.models.client.headers import request_headers
+from matrix_graph.models.client.headers import request_headers, without_login
 from matrix_graph.models.client.metrics import parse_counters
 from matrix_graph.models.client.plain_http import PlainHTTPError, Reply, exchange
 from matrix_graph.models.client.proxies import proxy_for
@@ -92,6 +92,11 @@ class Endpoint:
         """The address that OpenAI-compatible clients take."""
         return f"{self.root_url}/v1"
 
+    @property
+    def shown_url(self) -> str:
+        """As `base_url`, without a user's name and password, for messages."""
+        return without_login(self.base_url)
+
     def health(self, seconds: float) -> int | None:
         """Returns the status that `/health` answers (200: the engine lives), None for no answer within `seconds`."""
         try:
@@ -117,20 +122,20 @@ class Endpoint:
             status, body, location = self._request("GET", "/v1/models", seconds=seconds)
         except (OSError, HTTPException) as error:
             if (problem := untrusted(error)) is not None:
-                raise ServerError(f"{self.base_url} cannot be used: {problem}.") from error
+                raise ServerError(f"{self.shown_url} cannot be used: {problem}.") from error
             raise ServerError(
-                f"No model server answers at {self.base_url} ({error}). Start it, or correct its address."
+                f"No model server answers at {self.shown_url} ({error}). Start it, or correct its address."
             ) from error
         if status in (401, 403):
             said = message_in(body, self._redactor()).rstrip(".")
             advice = key_advice(said, authorized=bool(self.api_key))
             refusal = "refuses the key" if self.api_key else "asks for a key"
-            raise ServerError(f"The server at {self.base_url} {refusal} (HTTP {status}: {said}). {advice}")
+            raise ServerError(f"The server at {self.shown_url} {refusal} (HTTP {status}: {said}). {advice}")
         if 300 <= status < 400:
             advice = redirected(location, self._redactor())
-            raise ServerError(f"The server at {self.base_url} lists no models (HTTP {status}). {advice}")
+            raise ServerError(f"The server at {self.shown_url} lists no models (HTTP {status}). {advice}")
         if is_page(body):
-            raise ServerError(page_instead(self.base_url, status, body, self._redactor()))
+            raise ServerError(page_instead(self.shown_url, status, body, self._redactor()))
         try:
             cards = self._decoded(body)["data"]
             return [
@@ -138,7 +143,7 @@ class Endpoint:
             ]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ServerError(
-                f"The server at {self.base_url} lists no models (HTTP {status}). Give the address of a vLLM server."
+                f"The server at {self.shown_url} lists no models (HTTP {status}). Give the address of a vLLM server."
             ) from error
 
     def load_adapter(self, name: str, path: Path) -> None:
@@ -207,7 +212,7 @@ class Endpoint:
             return exchange(
                 method,
                 self.root_url + path,
-                headers=request_headers(self._key(), self.headers),
+                headers=request_headers(self._key(), self.headers, self.root_url),
                 body=sent,
                 seconds=seconds,
                 proxy=proxy_for(self.root_url),
