@@ -234,6 +234,26 @@ def test_a_kinder_refusal_is_asked_for_without_the_scenes_names() -> None:
     assert "There this is Robber" in asked and "Teller" not in asked and "Officer" not in asked
 
 
+@pytest.mark.parametrize(
+    ("hurt", "harmed", "told"),
+    [
+        (["Teller"], {}, "- It hurts works at the bank\n"),
+        (["Teller"], {"Robber": "harmed"}, "- It hurts the one who asks: as it was\n"),
+        (["Robber"], {"Teller": "harmed", "Robber": "harmed"}, "- It hurts works at the bank: as it was\n"),
+    ],
+)
+def test_a_kinder_refusal_is_told_whom_it_hurts_by_the_events_too(
+    hurt: list[str], harmed: dict[str, str], told: str
+) -> None:
+    roles = [Role(name="Teller", who="works at the bank"), Role(name="Robber", who="the one who asks"), CAST.roles[2]]
+    judged = judge(consequence="somebody is afraid", hurt=hurt)
+    model = script(judge=judged, reflect=reflection("keep", **harmed), revise="No, sorry.", stance="declines")
+    cast = DECLINED.model_copy(update={"roles": roles})
+    trace = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "No."})["trace"]
+    asked = next(call for call in trace.calls if call.purpose == "revise").messages[-1].content
+    assert f"Whom it hurts if somebody does it:\n{told}" in asked
+
+
 def test_an_answer_that_speaks_of_the_asker_is_asked_for_once_more() -> None:
     replies = iter(["The robber should ask.", "You should ask."])
     model = script(judge=HURT, reflect=reflection("improve"), revise=lambda *_: next(replies))
