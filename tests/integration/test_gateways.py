@@ -156,6 +156,18 @@ async def test_a_login_in_the_address_goes_out_with_every_request(tmp_path: Path
             assert not any(password in str(error.value) for error in (caught, refused))
 
 
+async def test_a_gateway_without_a_list_of_models_is_asked_for_it_once() -> None:
+    def unlisted(request: web.Request) -> web.Response | None:
+        return web.Response(status=404) if request.path == "/v1/models" else None
+
+    with Gateway(unlisted) as server:
+        model = ChatVLLM(base_url=server.base_url, model="fake-model", thinking="on", max_tokens=16)
+        for _ in range(3):
+            await model.ainvoke("hi")
+    assert [body["max_tokens"] for body in server.bodies] == [16 + 4096] * 3
+    assert [path for path, _ in server.seen].count("/v1/models") == 1
+
+
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
