@@ -25,6 +25,7 @@ from matrix_graph.connect import connected_model
 from matrix_graph.errors import ModelAddressError, ModelRequestError, ModelUnavailableError, ServerError
 from matrix_graph.evaluate.adapters import load_adapters
 from matrix_graph.evaluate.embedding import ServerEmbedder
+from matrix_graph.models.client import key_files
 from matrix_graph.models.serving.endpoint import Endpoint
 from tests.integration.model_server import ModelServer
 
@@ -154,6 +155,19 @@ async def test_a_login_in_the_address_goes_out_with_every_request(tmp_path: Path
             with pytest.raises(ServerError) as refused:
                 await asyncio.to_thread(endpoint.served, 5.0)
             assert not any(password in str(error.value) for error in (caught, refused))
+
+
+async def test_the_key_of_a_server_that_was_started_again_is_read_for_its_metrics_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asks(request: web.Request) -> web.Response | None:
+        return None if request.headers.get("Authorization") == "Bearer new-key" else web.Response(status=401)
+
+    with Gateway(asks, metrics="vllm:prompt_tokens_total 5\n") as server:
+        model = ChatVLLM(base_url=server.base_url, api_key="old-key")  # type: ignore[arg-type]
+        assert await counters_of(model) == {} and len(server.seen) == 1
+        monkeypatch.setattr(key_files, "key_for", lambda url: "new-key")
+        assert await counters_of(model) == {"prompt_tokens": 5.0} and len(server.seen) == 3
 
 
 async def test_a_gateway_without_a_list_of_models_is_asked_for_it_once() -> None:

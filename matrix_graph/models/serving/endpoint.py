@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_graph.errors import ServerError
-from matrix_graph.models.client import own_servers
+from matrix_graph.models.client import key_files, own_servers
 from matrix_graph.models.client.failures import key_advice
 from matrix_graph.models.client.gateways import is_page, page_instead, redirected, untrusted
 from matrix_graph.models.client.headers import request_headers, without_login
@@ -126,6 +126,8 @@ class Endpoint:
             raise ServerError(
                 f"No model server answers at {self.shown_url} ({error}). Start it, or correct its address."
             ) from error
+        if status == 401 and (newer := self._newer()) is not None:
+            return newer.served(seconds)
         if status in (401, 403):
             said = message_in(body, self._redactor()).rstrip(".")
             advice = key_advice(said, authorized=bool(self.api_key))
@@ -186,6 +188,9 @@ class Endpoint:
             ) from error
         if status == 200:
             return
+        if status == 401 and (newer := self._newer()) is not None:
+            newer._adapter(verb, name, body)
+            return
         reason = self._reason_given(answer)
         if status == 404 and reason is None:
             raise ServerError(
@@ -224,6 +229,11 @@ class Endpoint:
 
     def _key(self) -> str | None:
         return own_servers.current_key(self.root_url, self.api_key)
+
+    def _newer(self) -> "Endpoint | None":
+        """The same place with the key that `matrix-graph serve` of another program has now, if that is another."""
+        key = key_files.key_for(self.root_url) if own_servers.find(self.root_url) is None else None
+        return None if key is None or key == self.api_key else replace(self, api_key=key)
 
     def _decoded(self, body: bytes) -> dict[str, Any]:
         return decode(body, self._redactor())
