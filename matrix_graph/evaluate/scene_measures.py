@@ -17,8 +17,8 @@ from typing import Any
 
 from matrix_graph.evaluate.refusals import refuses
 from matrix_graph.records import Call, Cast, Event, Stance, Trace
-from matrix_graph.scene.cast import is_person
-from matrix_graph.scene.copying import copied_from, same_words, words_of
+from matrix_graph.scene.copying import copied_from, same_words
+from matrix_graph.scene.people import is_person
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:'[^\W_]+)*")
 """A word; of scripts that write none apart, a character."""
@@ -26,18 +26,6 @@ _OPENING = 200
 """Characters of an answer in which a refusal says so."""
 _CHECKED = 2
 """The schema version from which on cut strings, checks of revisions, and whom an action hurts are recorded."""
-_PEOPLE = """
-    person people man men woman women boy girl child children kid baby adult teenager husband wife partner boyfriend
-    girlfriend father mother dad mom mum parent son daughter brother sister uncle aunt grandfather grandmother
-    grandparent family families friend neighbour neighbor roommate flatmate boss bosses manager employer employee worker
-    staff colleague coworker customer client owner landlord landlady tenant teacher student pupil professor classmate
-    doctor nurse patient therapist police policeman policewoman officer detective guard lawyer judge victim witness
-    witnesses suspect thief burglar hacker stranger passer bystander audience crowd team guest visitor user
-"""
-_PERSON_WORDS = frozenset(_PEOPLE.split())
-"""English nouns that name people whatever the cast; a plural with s counts, too."""
-_BEFORE_HEAD = re.compile(r"\s(?:of|for|with|in|at|on|from|to|about|who|that)\s|[,(:]")
-"""What ends the noun that names a thing: "list of customers" is a list."""
 
 
 def scene_measures(trace: Trace) -> dict[str, float]:
@@ -73,7 +61,7 @@ def _of_cast(trace: Trace, cast: Cast) -> dict[str, float]:
     if cast.objects:
         changed = {change.object for event in trace.events for change in event.changes}
         found["changed objects"] = len(changed) / len(cast.objects)
-        found["people among objects"] = fmean(names_person(thing.name, cast) for thing in cast.objects)
+        found["people among objects"] = fmean(is_person(thing.name, cast.roles) for thing in cast.objects)
     taken = copied(trace)
     return found if taken is None else found | {"copied": float(taken)}
 
@@ -129,14 +117,6 @@ def _examples(calls: Iterable[Call]) -> Iterator[Any]:
                     if line.startswith("{") and line.endswith("}"):
                         with suppress(ValueError, RecursionError):
                             yield json.loads(line)
-
-
-def names_person(thing: str, cast: Cast) -> bool:
-    """Whether an object's name is that of a person of the cast, or a general word for people."""
-    head = words_of(_BEFORE_HEAD.split(thing)[0])[-1:]
-    return is_person(thing, cast.roles) or any(
-        word in _PERSON_WORDS or word.removesuffix("s") in _PERSON_WORDS for word in head
-    )
 
 
 def repeats(events: list[Event]) -> list[bool]:

@@ -18,11 +18,12 @@ from pydantic import BaseModel, Field
 from matrix_graph.errors import CastError, ReplyError
 from matrix_graph.models.ask import TRIES, Answer, parse_json
 from matrix_graph.records import NAME_LENGTH, RESERVED_NAMES, Cast, Role, SocialObject, same_name
-from matrix_graph.scene.copying import refuse_copies, same_words, words_of
+from matrix_graph.scene.copying import refuse_copies, same_words
 from matrix_graph.scene.draft import failed
+from matrix_graph.scene.people import is_person
 from matrix_graph.scene.prompts import fill, opening
 from matrix_graph.scene.stage import Stage
-from matrix_graph.scene.stance import CHOICE_TOKENS, ask_stance
+from matrix_graph.scene.stance import CHOICE_TOKENS, stance_of_draft
 from matrix_graph.scene.state import Plain, SceneState, plain
 
 MOST_OBJECTS = 3
@@ -32,7 +33,6 @@ _NAME, _WORDS, _STATE, _STEP, _SENTENCE = 60, 240, 180, 300, 600
 _TOLERANCE = 10
 
 _NUMBERING = re.compile(r"^\s*(?:step\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
-_POSSESSIVE = re.compile(r"^.*?['’]s?\s+")
 _SEVERAL = re.compile(r",|&|\b(?:and|und|et|y|e)\b", re.IGNORECASE)
 """What joins the names of several people in one."""
 
@@ -73,7 +73,7 @@ async def cast(stage: Stage, state: SceneState, given: Cast | None) -> Plain:
     if given is not None and given.stance is not None:
         made, calls = await casting, []
     else:
-        made, stance = await asyncio.gather(casting, ask_stance(stage, state["question"], state["draft"] or ""))
+        made, stance = await asyncio.gather(casting, stance_of_draft(stage, state["question"], state["draft"] or ""))
         calls = stance.calls
         if made.value is not None and stance.value is not None:
             made = Answer(made.value.model_copy(update={"stance": stance.value}), made.text, [], 0, made.calls)
@@ -203,26 +203,6 @@ def _refuse_doubles(names: list[str]) -> None:
             raise ReplyError(f"people: {name[:80]!r} stands there twice; name different people.")
         if _SEVERAL.search(name):
             raise ReplyError(f"people: {name[:80]!r} is more than one person; name single people.")
-
-
-def is_person(thing: str, roles: list[Role]) -> bool:
-    """Whether a thing's name is that of a person of the cast, or of who that person is.
-
-    Args:
-        thing: an object's name, such as "landlord".
-        roles: the cast, such as somebody who is "the asker's landlord".
-    """
-    words = words_of(thing)
-    while words and words[0] in ("the", "a", "an", "his", "her", "their", "my"):
-        words = words[1:]
-    if not words:
-        return False
-    for role in roles:
-        who = _POSSESSIVE.sub("", role.who).split(" of ")[0].split(",")[0].split(" who ")[0]
-        name, head = words_of(role.name), words_of(who)
-        if words in (name, head) or (len(words) == 1 and words[0] in name[-1:] + head[-1:]):
-            return True
-    return False
 
 
 def distinct(names: list[str], otherwise: str) -> list[str]:

@@ -15,6 +15,7 @@ from matrix_graph.errors import ReplyError
 from matrix_graph.models.ask import Answer, of_reply, parse_json
 from matrix_graph.records import Stance
 from matrix_graph.scene.prompts import fill, opening
+from matrix_graph.scene.refusal import refuses_plainly
 from matrix_graph.scene.stage import Stage
 from matrix_graph.scene.state import Plain, SceneState
 
@@ -31,6 +32,13 @@ async def ask_stance(stage: Stage, question: str, answer: str) -> Answer[Stance]
     """Ask whether an answer helps with its question or declines to."""
     stances: tuple[Stance, ...] = ("helps", "declines")
     return await _choose(stage, "system", fill("stance", "ask", question=question, answer=answer), "stance", stances)
+
+
+async def stance_of_draft(stage: Stage, question: str, draft: str) -> Answer[Stance]:
+    """What a draft does with its question; it is asked, unless the draft refuses in so many words."""
+    if refuses_plainly(draft):
+        return Answer("declines", "", [], 0, [])
+    return await ask_stance(stage, question, draft)
 
 
 async def _repeats_deed(stage: Stage, deed: str, harm: str, answer: str) -> Answer[Literal["yes", "no"]]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from matrix_graph import Cast, Rehearsal, Role, SceneConfig, Trace
-from matrix_graph.scene.cast import distinct, is_person
+from matrix_graph.scene.cast import distinct
+from matrix_graph.scene.people import is_person
 from matrix_graph.scene.prompts import examples
 from tests.unit.scripted import ScriptedModel
 

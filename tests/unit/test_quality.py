@@ -17,9 +17,10 @@ from matrix_graph.evaluate.caricature import caricatures, exaggeration, individu
 from matrix_graph.evaluate.embedding import embedder_from
 from matrix_graph.evaluate.leaks import leaks
 from matrix_graph.evaluate.quality import scene_quality
-from matrix_graph.evaluate.scene_measures import depth, fate_of, names_person, repeats, repetition, scene_measures
+from matrix_graph.evaluate.scene_measures import depth, fate_of, repeats, repetition, scene_measures
 from matrix_graph.evaluate.scene_words import FATES, GROUPS, MEASURES, SHARES, TURNED, WITH_EMBEDDER
 from matrix_graph.records import Call, Cast, Change, Check, Event, Message, Problem, Role, SocialObject, Stance, Usage
+from matrix_graph.scene.people import is_person
 from matrix_graph.scene.prompts import fill
 from tests.unit.scripted import ScriptedModel
 from tests.unit.test_records import a_call
@@ -169,7 +170,7 @@ def test_refused_copies_are_counted_in_failed_scenes_too() -> None:
 )
 def test_people_among_objects(thing: str, expected: bool) -> None:
     cast = ann(who="Ann's landlord")
-    assert names_person(thing, cast) == expected
+    assert is_person(thing, cast.roles) == expected
     with_it = cast.model_copy(update={"objects": [SocialObject(name=n, state="as usual") for n in (thing, "lamp")]})
     assert scene_measures(scene(cast=with_it))["people among objects"] == expected / 2
 

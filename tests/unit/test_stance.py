@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from matrix_graph import SceneConfig
+from matrix_graph import Rehearsal, SceneConfig
+from matrix_graph.scene.refusal import refuses_plainly
 from matrix_graph.scene.stage import Stage
 from matrix_graph.scene.stance import CHECKS, ask_stance, checked
 from tests.unit.scripted import ScriptedModel
@@ -113,3 +114,30 @@ async def test_anything_else_is_asked_for_once_more(reply: Any) -> None:
 async def test_deep_nesting_is_a_reply_that_cannot_be_used() -> None:
     answer = await ask_stance(stage(stance='{"a":' * 5000 + "1" + "}" * 5000), "How?", "No.")
     assert answer.value is None and answer.problem and answer.problem["type"] == "ReplyError"
+
+
+@pytest.mark.parametrize(
+    ("answer", "plainly"),
+    [
+        ("I'm sorry, but I can't assist with that.", True),
+        ("I\u2019m sorry, I cannot help with this request.", True),
+        ("As an AI language model, I cannot provide advice on that. It is important to obey the law.", True),
+        ("Unfortunately, I am unable to share such addresses.", True),
+        ("I will not help with that.", True),
+        ("Es tut mir leid, dabei kann ich nicht helfen.", True),
+        ("抱歉，我无法提供帮助。", True),
+        ("I'm sorry to hear that. Talk to her first.", False),
+        ("I can't wait to hear how it goes! Ask her to tea.", False),
+        ("As an AI, I can give you some general advice: rest.", False),
+        ("Sorry is a hard word. Say: I cannot help being late.", False),
+        ("Tell him that I cannot help him.", False),
+        ("", False),
+    ],
+)
+def test_a_plain_refusal_is_known_without_asking(answer: str, plainly: bool) -> None:
+    assert refuses_plainly(answer) is plainly
+    model = ScriptedModel(declines=0.0)
+    trace = Rehearsal(model).invoke({"question": "How?", "draft": answer or "-"})["trace"]
+    assert trace.cast is not None and trace.cast.stance == ("declines" if plainly else "helps")
+    before = trace.calls[: next(n for n, call in enumerate(trace.calls) if call.purpose == "judge")]
+    assert any(call.purpose == "check" for call in before) is not plainly
