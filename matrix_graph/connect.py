@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ from matrix_graph.config import Settings
 from matrix_graph.errors import ModelRequestError, ModelUnavailableError
 from matrix_graph.models.bundled import name_on_server
 from matrix_graph.models.chat_vllm import ChatVLLM
+from matrix_graph.models.client.headers import without_login
 from matrix_graph.models.server import ServerConfig, VLLMServer, name_of_source
 
 _REACH_SECONDS = 6.0
@@ -72,7 +72,7 @@ def steadfast(settings: Settings) -> Settings:
 
 async def _reach(model: ChatVLLM, status: Callable[[str], None]) -> None:
     """Find out within seconds, rather than in the middle of a scene, that nobody answers or that the key is wrong."""
-    url = re.sub(r"//[^/]*@", "//", model.base_url)
+    url = without_login(model.base_url)
     status(f"using {url}")
     patience = f"no answer from {url} yet; trying for {_REACH_SECONDS:g} s"
     notice = asyncio.get_running_loop().call_later(1, status, patience)

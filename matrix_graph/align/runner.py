@@ -9,7 +9,6 @@ files before the next begins; only one alignment writes to a folder.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -43,6 +42,7 @@ from matrix_graph.batch.words import duration
 from matrix_graph.config import Settings, load_settings
 from matrix_graph.errors import ConfigError
 from matrix_graph.files import refuse_own_files
+from matrix_graph.models.client.headers import without_login
 from matrix_graph.options import require_folder
 from matrix_graph.records import clean
 from matrix_graph.train.base import require_extra
@@ -138,7 +138,7 @@ class _Alignment:
         async with AsyncExitStack() as server:
             with self._stage("serve") as stage:
                 model = await server.enter_async_context(serving.serve(job))
-                by = "a server of our own, until the comparison is over" if url is None else _without_secrets(url)
+                by = "a server of our own, until the comparison is over" if url is None else without_login(url)
                 stage.facts = {"name": job.name, "base": job.target.name, "server": by}
             with self._stage("compare") as stage:
                 stage.facts = await serving.compare(job, model)
@@ -237,7 +237,3 @@ def _target(settings: Settings, known: AlignRecord | None) -> Target:
 
 def _questions(job: Job) -> int | None:
     return count_questions(job.questions, job.options.limit)
-
-
-def _without_secrets(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//", url)

@@ -76,8 +76,8 @@ def given_target(settings: Settings) -> Target:
     if base is None:
         names = ", ".join(one.name for one in bases) or "no model"
         raise ConfigError(
-            f"The server at {endpoint.base_url} serves {names}, and --model names {wanted!r}. Name the weights that it "
-            "serves, or leave --model out."
+            f"The server at {endpoint.shown_url} serves {names}, and --model names {wanted!r}. Name the weights that "
+            "it serves, or leave --model out."
         )
     if bundled is not None:
         weights = bundled.source
@@ -137,12 +137,12 @@ def _weights_of(base: ServedModel, endpoint: Endpoint) -> str:
     path = base.path
     if path is None:
         raise ConfigError(
-            f"The server at {endpoint.base_url} does not tell which weights {base.name} has, and training needs them. "
+            f"The server at {endpoint.shown_url} does not tell which weights {base.name} has, and training needs them. "
             "Name their folder or hub id with --model."
         )
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise ConfigError(
-            f"The server at {endpoint.base_url} has its weights from {path}, which is not on this machine, and "
+            f"The server at {endpoint.shown_url} has its weights from {path}, which is not on this machine, and "
             "training needs them. Name a folder with the same weights with --model."
         )
     return path

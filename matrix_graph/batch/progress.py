@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, get_args
 
 from matrix_graph.batch.summary import ENDED, Limits, Questions, Rates, State, Summary, ThisStart
+from matrix_graph.models.client.headers import without_login
 from matrix_graph.records import Status
 
 _WINDOW_SECONDS = 90.0
@@ -105,7 +105,7 @@ class Progress:
             scenes: the most scenes in flight.
             requests: the most requests in flight.
         """
-        self._model, self._base_url = model, re.sub(r"//[^/]*@", "//", base_url)
+        self._model, self._base_url = model, without_login(base_url)
         self._limits = Limits(scenes=scenes, requests=requests)
 
     def state_changed(self, state: State, message: str | None = None) -> None:

@@ -71,7 +71,7 @@ def adapters(
         served = endpoint.served(_SECONDS)
     found = [{"name": one.name, "base": one.base, "path": one.path} for one in served if one.base is not None]
     if as_json:
-        typer.echo(json.dumps({"base_url": endpoint.base_url, "adapters": found}))
+        typer.echo(json.dumps({"base_url": endpoint.shown_url, "adapters": found}))
         return
     from matrix_graph.live import safe
 
@@ -102,12 +102,11 @@ def _endpoint(config: Path | None, base_url: str | None) -> Endpoint:
         raise ConfigError(f"--base-url {settings.base_url!r} is not an address such as http://127.0.0.1:8000/v1.")
     key = settings.api_key.get_secret_value() if settings.api_key else os.environ.get("VLLM_API_KEY", "")
     checked_key(key, "VLLM_API_KEY")
-    at = f"[{host}]" if ":" in host else host
     root = address.path.rstrip("/").removesuffix("/v1")
     return Endpoint(
         host,
         port or (443 if address.scheme == "https" else 80),
         api_key=key,
-        url=f"{address.scheme}://{at}{f':{port}' if port else ''}{root}",
+        url=f"{address.scheme}://{address.netloc}{root}",
         headers=plain_headers(settings.headers),
     )

@@ -28,6 +28,7 @@ from matrix_graph.models.client.strings import name_in
 from matrix_graph.models.known import known_of_object
 from matrix_graph.models.system_role import accepted, folded
 from matrix_graph.models.thoughts import (
+    FIELDS,
     field_of,
     joined,
     parted,
@@ -162,10 +163,12 @@ async def _asked(
     bound = bound or {}
     if isinstance(model, ChatVLLM):
         # Reckoned here rather than at the client, so that what is recorded is what is sent.
-        room = await model.athinking_room(bound.get("model"))
-        limit = {"max_tokens": call.sampling["max_tokens"] + room}
-        sent.sampling = {**sent.sampling, **limit}
-        options = {**call.sampling, **limit, **bound, **({"max_thinking_tokens": 0} if room else {})}
+        options = {**call.sampling, **bound}
+        if isinstance(options.get("max_tokens"), int) and options.get("max_thinking_tokens") != 0:
+            room = await model.athinking_room(bound.get("model"))
+            limit = {"max_tokens": options["max_tokens"] + room}
+            sent.sampling = {**sent.sampling, **limit}
+            options |= {**limit, **({"max_thinking_tokens": 0} if room else {})}
         try:
             if _nobody_listens(model, config):
                 reply = await model.acomplete(messages, read_completion, options)
@@ -203,6 +206,7 @@ def require_answer(model: BaseChatModel, reply: Completion) -> None:
 
 
 def _advice(model: BaseChatModel) -> str:
+    model = _first(model)
     if not isinstance(model, ChatVLLM):
         return "Switch the model's reasoning off, or raise its own limit of tokens."
     room = f"`max_thinking_tokens` (now {model.max_thinking_tokens})"
@@ -228,8 +232,13 @@ async def _of_any(
             name_in(completion.model),
             count(getattr(used, "prompt_tokens", 0)) or 0,
             count(getattr(used, "completion_tokens", 0)) or 0,
-            field_of(vars(choice.message)) or None,
+            clean(_told_by(choice.message)) or None,
         )
+
+
+def _told_by(message: Any) -> str:
+    # A field that openai's own types do not have is an attribute all the same, and none of `vars`.
+    return field_of({name: getattr(message, name, None) for name in FIELDS})
 
 
 def sampling_of(
@@ -244,11 +253,9 @@ def sampling_of(
         schema: JSON schema of the reply.
     """
     if isinstance(model, WrappedChatModel):
-        inside = list(leaves(model))
         # Where one of several is told settings, all are recorded as if they were.
-        told = next((leaf for leaf, _ in inside if isinstance(leaf, ChatVLLM)), inside[0][0])
-        options = {key: value for key, value in inside[0][1].items() if key in _RECORDED}
-        own = sampling_of(told, temperature, max_tokens, schema)
+        own = sampling_of(_first(model), temperature, max_tokens, schema)
+        options = {key: value for key, value in next(leaves(model))[1].items() if key in _RECORDED}
         return {**own, _BOUND: options} if options else own
     if isinstance(model, ChatVLLM):
         bound = {} if schema is None else {"structured_outputs": {"json": schema}}
@@ -262,8 +269,15 @@ def sampling_of(
 def request_settings(model: BaseChatModel) -> dict[str, Any]:
     """What was set of each request to a model, as `{"request": {...}}`, to be compared with that of earlier answers;
     empty if nothing was."""
+    model = _first(model)
     fields = model.fixed_request if isinstance(model, ChatVLLM) else {}
     return {"request": fields} if fields else {}
+
+
+def _first(model: BaseChatModel) -> BaseChatModel:
+    """Of a wrapped model the one inside that is told settings call by call, else the one that is asked first."""
+    inside = [leaf for leaf, _ in leaves(model)]
+    return next((leaf for leaf in inside if isinstance(leaf, ChatVLLM)), inside[0])
 
 
 def name_of(model: BaseChatModel) -> str:

@@ -195,7 +195,7 @@ def _revision_request(state: SceneState, task: Verdict, reflection: Plain) -> st
     }
     if task == "kinder":
         # Without the others' names and the scene: small models would tell of them in the answer.
-        return fill("revise", "ask_kinder", **given, ego=cast["ego"], hurt=_whom_it_hurts(cast, reflection))
+        return fill("revise", "ask_kinder", **given, ego=cast["ego"], hurt=_whom_it_hurts(state, reflection))
     return fill(
         "revise",
         "ask",
@@ -215,10 +215,15 @@ def _told_of_the_scene(state: SceneState, task: Verdict) -> str:
     return instructions if task == "kinder" else f"{instructions}\n{frame}\n{_happened(state)}"
 
 
-def _whom_it_hurts(cast: Plain, reflection: Plain) -> str:
+def _whom_it_hurts(state: SceneState, reflection: Plain) -> str:
+    cast = _cast(state)
     who = {role["name"]: role.get("who") or role["name"] for role in cast["roles"]}
-    hurt = [person for person in reflection["people"] if person["effect"] == "harmed" and person["name"] != cast["ego"]]
-    return "\n".join(f"- It hurts {who.get(person['name'], person['name'])}: {person['how']}" for person in hurt) or "-"
+    harmed = {person["name"]: person["how"] for person in reflection["people"] if person["effect"] == "harmed"}
+    # The events may tell of harm that the reflection passes over; of the one who asked only where nobody else is hurt.
+    hurt = harmed or dict.fromkeys((name for event in state["events"] for name in event["hurt"]), "")
+    others = {name: how for name, how in hurt.items() if name != cast["ego"]} or hurt
+    lines = [f"- somebody ({who.get(name, name)}){f': {how}' if how else ''}" for name, how in others.items()]
+    return "\n".join(lines) or "-"
 
 
 def _without_the_scene(parse: Callable[[str], str], mention: Callable[[str], str | None]) -> Callable[[str], str]:

@@ -131,7 +131,8 @@ class Stage:
 
     async def _thinking_room(self) -> int:
         """The tokens that a reply takes besides, because the model thinks."""
-        return await self.model.athinking_room() if isinstance(self.model, ChatVLLM) else 0
+        inside = [(leaf, bound.get("model")) for leaf, bound in leaves(self.model)]
+        return max([await leaf.athinking_room(name) for leaf, name in inside if isinstance(leaf, ChatVLLM)], default=0)
 
     def seconds_left(self, purpose: Purpose) -> float:
         """What a call of this purpose may take; play leaves a share of the time to reflection and revision."""

@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from matrix_graph.connect import connected_model
 from matrix_graph.errors import ModelAddressError, ModelRequestError, ModelUnavailableError, ServerError
 from matrix_graph.evaluate.adapters import load_adapters
 from matrix_graph.evaluate.embedding import ServerEmbedder
+from matrix_graph.models.client import key_files
 from matrix_graph.models.serving.endpoint import Endpoint
 from tests.integration.model_server import ModelServer
 
@@ -132,6 +134,54 @@ async def test_a_header_that_the_server_echoes_is_blotted_out() -> None:
     assert SECRET not in str(caught.value) and "a-very-secret-key" not in str(caught.value)
 
 
+async def test_a_login_in_the_address_goes_out_with_every_request(tmp_path: Path) -> None:
+    login = f"Basic {b64encode(b'me:pass-word-7').decode()}"
+
+    def asks(request: web.Request) -> web.Response | None:
+        return None if request.headers.get("Authorization") == login else web.Response(status=401)
+
+    with Gateway(asks, metrics="vllm:prompt_tokens_total 5\n") as server:
+        for password, answered in (("pass-word-7", True), ("pass-word-8", False)):
+            url = f"http://me:{password}@127.0.0.1:{server.port}/v1"
+            model = ChatVLLM(base_url=url, api_key="a-key")  # type: ignore[arg-type]
+            endpoint = Endpoint("127.0.0.1", server.port, api_key="a-key", url=url.removesuffix("/v1"))
+            assert await counters_of(model) == ({"prompt_tokens": 5.0} if answered else {})
+            if answered:
+                assert (await model.ainvoke("hi")).text
+                assert [one.name for one in await asyncio.to_thread(endpoint.served, 5.0)] == ["fake-model"]
+                continue
+            with pytest.raises(ModelRequestError) as caught:
+                await model.ainvoke("hi")
+            with pytest.raises(ServerError) as refused:
+                await asyncio.to_thread(endpoint.served, 5.0)
+            assert not any(password in str(error.value) for error in (caught, refused))
+
+
+async def test_the_key_of_a_server_that_was_started_again_is_read_for_its_metrics_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asks(request: web.Request) -> web.Response | None:
+        return None if request.headers.get("Authorization") == "Bearer new-key" else web.Response(status=401)
+
+    with Gateway(asks, metrics="vllm:prompt_tokens_total 5\n") as server:
+        model = ChatVLLM(base_url=server.base_url, api_key="old-key")  # type: ignore[arg-type]
+        assert await counters_of(model) == {} and len(server.seen) == 1
+        monkeypatch.setattr(key_files, "key_for", lambda url: "new-key")
+        assert await counters_of(model) == {"prompt_tokens": 5.0} and len(server.seen) == 3
+
+
+async def test_a_gateway_without_a_list_of_models_is_asked_for_it_once() -> None:
+    def unlisted(request: web.Request) -> web.Response | None:
+        return web.Response(status=404) if request.path == "/v1/models" else None
+
+    with Gateway(unlisted) as server:
+        model = ChatVLLM(base_url=server.base_url, model="fake-model", thinking="on", max_tokens=16)
+        for _ in range(3):
+            await model.ainvoke("hi")
+    assert [body["max_tokens"] for body in server.bodies] == [16 + 4096] * 3
+    assert [path for path, _ in server.seen].count("/v1/models") == 1
+
+
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
@@ -170,9 +220,13 @@ async def test_a_redirect_to_a_sign_in_page() -> None:
     def away(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "https://sso.example.com/login?state=s3cr3t"})
 
-    with Gateway(away) as server, pytest.raises(ModelRequestError, match="a page to sign in") as caught:
-        await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
-    assert "https://sso.example.com/login" in str(caught.value) and "s3cr3t" not in str(caught.value)
+    with Gateway(away) as server:
+        with pytest.raises(ModelRequestError, match="a page to sign in") as caught:
+            await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
+        with pytest.raises(ServerError, match=r"lists no models \(HTTP 302\)\. .* a page to sign in") as listed:
+            await asyncio.to_thread(Endpoint("127.0.0.1", server.port, api_key="").served, 5.0)
+    for said in (str(caught.value), str(listed.value)):
+        assert "https://sso.example.com/login" in said and "s3cr3t" not in said
 
 
 async def test_another_redirect_names_the_final_address() -> None:
@@ -181,6 +235,34 @@ async def test_another_redirect_names_the_final_address() -> None:
 
     with Gateway(away) as server, pytest.raises(ModelRequestError, match=r"it names https://models\.example\.com/v1"):
         await ChatVLLM(base_url=server.base_url, model="m").ainvoke("hi")
+
+
+@pytest.mark.parametrize("location", ["http://[half", "https://models.example.com:port/v1", "http://a:99999/"])
+async def test_a_redirect_to_no_address_is_a_refusal_like_others(location: str) -> None:
+    def away(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": location})
+
+    with Gateway(away) as server:
+        for call in (ChatVLLM(base_url=server.base_url, model="m").ainvoke, ChatVLLM(base_url=server.base_url).ainvoke):
+            with pytest.raises(ModelRequestError, match="set base_url to the final address"):
+                await call("hi")
+        with pytest.raises(ServerError, match="set base_url to the final address"):
+            await asyncio.to_thread(Endpoint("127.0.0.1", server.port, api_key="").served, 5.0)
+
+
+async def test_no_beginning_of_a_secret_is_left_where_a_title_or_an_address_is_cut() -> None:
+    def titled(request: web.Request) -> web.Response:
+        title = f"{'x ' * 37}{SECRET}"
+        return web.Response(body=f"<html><title>{title}</title></html>".encode(), content_type="text/html")
+
+    def away(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"http://a.example/{'x/' * 89}{SECRET}"})
+
+    for answer, error in ((titled, ModelAddressError), (away, ModelRequestError)):
+        with Gateway(answer) as server, pytest.raises(error) as caught:
+            model = ChatVLLM(base_url=server.base_url, model="m", default_headers={"X-Tenant": SECRET})  # type: ignore[arg-type]
+            await model.ainvoke("hi")
+        assert SECRET[:4] not in str(caught.value)
 
 
 # ---- certificates ---------------------------------------------------------------------------------------------------

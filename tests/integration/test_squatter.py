@@ -20,6 +20,7 @@ from matrix_graph.errors import ModelUnavailableError, ServerError
 from matrix_graph.models.client import key_files, listeners, own_servers
 from matrix_graph.models.client.metrics import fetch_metrics
 from matrix_graph.models.server import ServerConfig, VLLMServer
+from matrix_graph.models.serving.endpoint import Endpoint
 from tests.integration.test_server import eventually
 
 FOLDER = Path(__file__).parent
@@ -212,5 +213,8 @@ async def test_another_program_reads_the_new_key_from_its_file(
     path = key_files.write_key(engine.base_url, engine.api_key)
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     assert (await model.ainvoke("hello")).text
+    old = Endpoint("127.0.0.1", port_of(engine), api_key="the-key-before-the-restart")
+    assert [one.name for one in await asyncio.to_thread(old.served, 5.0)] == await model.aserved_names()
+    assert await asyncio.to_thread(old.models, 5.0) is None  # this asks whether it is the server of the very key
     key_files.remove_key(engine.base_url)
     assert key_files.key_for(engine.base_url) is None

@@ -10,10 +10,14 @@ import pytest
 from matrix_graph import Rehearsal, SceneConfig
 from matrix_graph.evaluate.judge import Judge, judgements
 from matrix_graph.evaluate.records import AnswerRecord
+from matrix_graph.models.wrapped import chat_model
 from matrix_graph.records import Trace
+from matrix_graph.scene.stage import Stage
 from tests.integration.model_server import ModelServer
 from tests.integration.random_reply import Reply
 from tests.integration.scenes import busy, client
+from tests.integration.strict_servers import KINDS as SERVERS
+from tests.integration.strict_servers import StrictServer
 from tests.integration.test_align import Place
 from tests.integration.test_align import tiny as tiny
 from tests.integration.thinking import MARK, Kind, thinks, without_system
@@ -93,6 +97,31 @@ async def test_streams_have_reasoning_blocks(kind: Kind) -> None:
         assert whole.text == "Yes, it is." and len(chunks) > 3
         assert [block["type"] for block in whole.content_blocks] == ["reasoning", "text"]
         assert MARK in whole.additional_kwargs["reasoning_content"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_stream_of_a_choice_that_is_sent_as_a_schema_has_its_reasoning(kind: Kind) -> None:
+    with StrictServer(SERVERS["SGLang"]) as server:
+        server.reply = thinks(lambda body: None, kind)
+        asked = client(server).astream("Is it?", structured_outputs={"choice": ["yes", "no"]})
+        (chunk,) = [chunk async for chunk in asked if chunk.content or chunk.additional_kwargs]
+    assert chunk.text in ("yes", "no") and MARK in chunk.additional_kwargs["reasoning_content"]
+
+
+async def test_a_wrapped_model_that_thinks_has_room_beside_a_limit_that_is_bound_to_it() -> None:
+    with ModelServer(reply=thinks(busy, "field")) as server:
+        model = client(server, thinking="on", max_thinking_tokens=300)
+        bound = model.bind(max_tokens=700).with_retry(stop_after_attempt=1)
+        trace: Trace = (await Rehearsal(bound, config=SMALL).ainvoke("How?"))["trace"]
+        assert trace.status == "finished", trace.error
+        assert {body["max_tokens"] for body in server.bodies} == {1000}
+        assert {call.sampling["max_tokens"] for call in trace.calls} == {1000}
+        server.reset()
+        without = model.bind(max_tokens=700, max_thinking_tokens=0)
+        await Rehearsal(without, config=SMALL).ainvoke("How?")
+        assert {body["max_tokens"] for body in server.bodies} == {700}
+        stage = Stage(chat_model(bound, "a test"), SMALL, lambda event: None)
+        assert await stage._thinking_room() == 300
 
 
 @pytest.mark.parametrize("stream", [False, True])

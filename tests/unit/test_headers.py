@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from matrix_graph.models.client.headers import (
     parsed_headers,
     plain_headers,
     request_headers,
+    without_login,
 )
 from matrix_graph.models.client.http import HTTPClient
 from matrix_graph.models.traffic import Traffic
@@ -120,11 +122,27 @@ def test_a_plain_key_passes() -> None:
 
 
 def test_a_given_authorization_goes_before_the_key() -> None:
-    assert request_headers("k", {"authorization": "Basic abc"}) == {
+    assert request_headers("k", {"authorization": "Basic abc"}, "http://me:pw@there/v1") == {
         "Content-Type": "application/json",
         "authorization": "Basic abc",
     }
-    assert request_headers("k", {})["Authorization"] == "Bearer k"
+    assert request_headers("k", {}, "http://there/v1")["Authorization"] == "Bearer k"
+
+
+def test_a_login_in_the_address_is_sent_as_a_header_and_shown_nowhere() -> None:
+    url = "https://me:p%40ss-word@there.example:8443/v1"
+    assert request_headers("k", {}, url)["Authorization"] == f"Basic {b64encode(b'me:p@ss-word').decode()}"
+    client = HTTPClient(url, key="k")
+    assert client.shown_url == "https://there.example:8443/v1" == without_login(url)
+    assert str(client.url("models")) == "https://there.example:8443/v1/models"
+
+
+@pytest.mark.parametrize("url", ["http://[half/v1", "http://there:port/v1", "http://there:99999/v1", "ftp://there"])
+def test_what_is_no_address_is_refused_when_it_is_set(url: str) -> None:
+    with pytest.raises(ConfigError, match="it must be an http"):
+        HTTPClient(url)
+    with pytest.raises(ConfigError, match="it must be an http"):
+        ChatVLLM(base_url=url)
 
 
 def test_values_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_plain_text_goes_out_to_the_letter(parts: list[tuple[type[BaseMessage], 
     assert sent == [{"role": roles[kind], "content": text} for kind, text in parts]
 
 
-@given(texts)
+@given(texts.filter(lambda text: "think>" not in text))  # thoughts stand apart
 def test_text_comes_back_to_the_letter(text: str) -> None:
     assert decode_reply(body({"content": text})).generations[0].message.content == text
 

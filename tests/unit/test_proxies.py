@@ -50,6 +50,21 @@ def test_nothing_for_this_machine_goes_through_a_proxy(host: str, monkeypatch: p
     assert proxy_for(f"http://{host}:8000/v1") is None and proxy_for(f"https://{host}/v1") is None
 
 
+def test_nor_does_what_is_for_another_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", PROXY)
+    bound: list[tuple[str, int]] = []
+
+    def bind(self: object, address: tuple[str, int]) -> None:
+        bound.append(address)
+        if address[0] != "192.0.2.7":
+            raise OSError("Cannot assign requested address")
+
+    monkeypatch.setattr("socket.socket.bind", bind)
+    assert proxy_for("http://192.0.2.7:8000/v1") is None
+    assert proxy_for("http://192.0.2.8:8000/v1") == proxy_for("http://models.internal/v1") == PROXY
+    assert bound == [("192.0.2.7", 0), ("192.0.2.8", 0)]  # a name is not looked up
+
+
 @pytest.mark.parametrize("host", ["10.0.0.1", "localhost.example.com", "128.0.0.1", "[2001:db8::1]", "127.example.com"])
 def test_other_machines_are_other_machines(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", PROXY)

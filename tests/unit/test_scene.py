@@ -230,7 +230,7 @@ def test_a_kinder_refusal_is_asked_for_without_the_scenes_names() -> None:
     model = script(judge=HURT, reflect=reflection("keep", Teller="harmed"), revise="No, sorry.", stance="declines")
     trace = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "No."})["trace"]
     asked = next(call for call in trace.calls if call.purpose == "revise").messages[-1].content
-    assert "It hurts works at the bank: as it was" in asked
+    assert "- somebody (works at the bank): as it was" in asked
     assert "There this is Robber" in asked and "Teller" not in asked and "Officer" not in asked
 
 
@@ -258,6 +258,26 @@ def test_an_answer_that_speaks_of_the_scene_is_asked_for_again_and_not_taken(sai
     assert Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "Rob it."})["answer"] == "You should ask."
     own = Rehearsal(script(judge=HURT | {"hurt": ["Ann"]}, reflect=reflection("improve"), revise=said), cast=cast)
     assert own.invoke({"question": f"Is this right: {said}", "draft": "Rob it."})["answer"] == said
+
+
+@pytest.mark.parametrize(
+    ("hurt", "harmed", "told"),
+    [
+        (["Teller"], {}, "- somebody (works at the bank)\n"),
+        (["Teller"], {"Robber": "harmed"}, "- somebody (the one who asks): as it was\n"),
+        (["Robber"], {"Teller": "harmed", "Robber": "harmed"}, "- somebody (works at the bank): as it was\n"),
+    ],
+)
+def test_a_kinder_refusal_is_told_whom_it_hurts_by_the_events_too(
+    hurt: list[str], harmed: dict[str, str], told: str
+) -> None:
+    roles = [Role(name="Teller", who="works at the bank"), Role(name="Robber", who="the one who asks"), CAST.roles[2]]
+    judged = judge(consequence="somebody is afraid", hurt=hurt)
+    model = script(judge=judged, reflect=reflection("keep", **harmed), revise="No, sorry.", stance="declines")
+    cast = DECLINED.model_copy(update={"roles": roles})
+    trace = Rehearsal(model, cast=cast).invoke({"question": "How?", "draft": "No."})["trace"]
+    asked = next(call for call in trace.calls if call.purpose == "revise").messages[-1].content
+    assert f"Whom it hurts if somebody does it:\n{told}" in asked
 
 
 def test_of_two_effects_on_one_person_the_graver_one_holds() -> None:

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatResult
+from openai.types.chat import ChatCompletion
 
 from matrix_graph import ChatVLLM
 from matrix_graph.errors import UnfinishedThoughtError
 from matrix_graph.evaluate.asking import Asker
-from matrix_graph.models.client.messages import EventReader, decode_reply, encode_messages
+from matrix_graph.models.client.messages import EventReader, as_chunk, decode_reply, encode_messages
 from matrix_graph.models.complete import complete, require_answer, sampling_of
 from matrix_graph.models.known import Known, known_of_object, known_of_served
 from matrix_graph.models.thoughts import Parted, ThoughtStream, parted, spoken_tokens
@@ -110,6 +112,14 @@ def test_reasoning_fields_become_a_reasoning_block(field: str) -> None:
     assert known.thinks
 
 
+def test_a_whole_reply_as_a_chunk_keeps_all_that_it_holds() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
+    whole = decode_reply({"choices": [{"message": {"content": "Yes.", "reasoning": "hm", "tool_calls": [call]}}]})
+    message, chunk = whole.generations[0].message, as_chunk(whole).message
+    assert isinstance(message, AIMessage) and isinstance(chunk, AIMessageChunk)
+    assert chunk.content_blocks == message.content_blocks and chunk.tool_calls == message.tool_calls != []
+
+
 def test_tags_in_a_stream_become_a_reasoning_block() -> None:
     known = Known()
     pieces = ["<th", "ink>\nh", "m</thi", "nk>\n", "\nYes", "."]
@@ -153,6 +163,24 @@ async def test_any_chat_model_may_think(reply: AIMessage) -> None:
     (call,) = (Call.model_validate(call) for call in answer.calls)
     assert call.completion == "Go away." and call.reasoning == THOUGHT and call.error is None
     assert known_of_object(model).thinks
+
+
+async def test_the_thought_of_a_reply_that_a_parser_refuses_is_found() -> None:
+    class Refused(Exception):
+        completion = ChatCompletion.model_validate(
+            {"id": "c", "created": 1, "model": "m", "object": "chat.completion", "choices": [
+                {"index": 0, "finish_reason": "length",
+                 "message": {"role": "assistant", "content": "Go", "reasoning_content": THOUGHT}}]}
+        )  # fmt: skip
+
+    class Strict(ListedModel):
+        async def _agenerate(self, *arguments: Any, **options: Any) -> ChatResult:
+            raise Refused
+
+    reply = await complete(
+        Strict(replies=[]), [{"role": "user", "content": "?"}], name="x", sampling={}, schema=None, metadata={}
+    )
+    assert (reply.text, reply.reasoning, reply.finish_reason) == ("Go", THOUGHT, "length")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from matrix_graph.errors import PrerequisiteError
 from matrix_graph.models.bundled import cache_directory, prepare_bundled_model
 from matrix_graph.models.bundled.folders import writable_home
+from matrix_graph.models.client.key_files import key_for, remove_key
 from matrix_graph.models.serving.launch import new_log_path
 
 TOLD = r"The cache folder .* cannot be made or written: .*MATRIX_GRAPH_CACHE\.$"
@@ -39,6 +40,9 @@ def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(PrerequisiteError, match=r"no home folder.*MATRIX_GRAPH_CACHE"):
         cache_directory()
+    # Who is only refused by a server is told of that, and not of the home.
+    assert key_for("http://127.0.0.1:8000/v1") is None
+    remove_key("http://127.0.0.1:8000/v1")
 
 
 def test_a_server_whose_home_cannot_be_written_gets_one_in_the_cache(

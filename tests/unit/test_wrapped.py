@@ -17,11 +17,11 @@ from matrix_graph import ChatVLLM, Rehearsal, RehearsalMiddleware, create_scene,
 from matrix_graph.batch.runner import Batch
 from matrix_graph.compose.studio import studio_agent, studio_scene
 from matrix_graph.config import SceneConfig
-from matrix_graph.errors import ConfigError
+from matrix_graph.errors import ConfigError, UnfinishedThoughtError
 from matrix_graph.evaluate.candidates.plain import Plain
 from matrix_graph.evaluate.records import Question
 from matrix_graph.evaluate.runner import Evaluation
-from matrix_graph.models.complete import name_of, sampling_of
+from matrix_graph.models.complete import Completion, name_of, request_settings, require_answer, sampling_of
 from matrix_graph.models.wrapped import WrappedChatModel, chat_model, leaves
 from tests.unit.scripted import ScriptedModel
 
@@ -145,6 +145,14 @@ def test_names_and_settings_are_those_of_the_model_inside() -> None:
     assert sampling_of(wrapped, 0.1, 9, None) == {"temperature": 0.1, "max_tokens": 9, "bound": {"stop": ["a"]}}
     assert [leaf for leaf, _ in leaves(wrapped)] == [model]
     assert name_of(chat_model(model.bind(model="adapter"), "test")) == "adapter"
+
+
+def test_what_was_set_of_the_model_inside_is_told_of_the_wrapped_one() -> None:
+    model = ChatVLLM(model="first", thinking="off", request={"top_k": 20})
+    wrapped = chat_model(model.with_retry(), "test")
+    assert request_settings(wrapped) == request_settings(model) != {}
+    with pytest.raises(UnfinishedThoughtError, match="set `thinking: on`"):
+        require_answer(wrapped, Completion("", "length", None, 1, 9, "hm"))
 
 
 def test_a_chat_model_stays_as_it_is() -> None:

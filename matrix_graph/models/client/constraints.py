@@ -32,7 +32,6 @@ WRAPPING_TOKENS = 32
 """Room for the object around a choice, in tokens."""
 _AROUND = "value"
 _KINDS = ("json", "choice", "regex")
-_THOUGHT_ENDS = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +91,11 @@ def is_held(text: str, constraint: JSON, *, wrapped: bool) -> bool:
     """Whether a whole reply keeps to a constraint, as far as that shows at a glance.
 
     Args:
-        text: as it came. What a model thinks aloud before `</think>` does not count.
+        text: as it came, without what the model thought aloud.
         constraint: as `structured_outputs` has it.
         wrapped: as in `Phrase`.
     """
-    text = text.rpartition(_THOUGHT_ENDS)[2].strip()
+    text = text.strip()
     kind = kind_of(constraint)
     if wrapped:
         inner = unwrapped(text)

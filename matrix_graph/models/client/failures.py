@@ -149,7 +149,7 @@ def key_advice(said: str, *, authorized: bool) -> str:
 
 def said_in(body: bytes, redact: Redactor) -> str:
     """What an error body says, as a message may quote it: of a web page that has a title that alone."""
-    return redact.quote(told_page(body)) if page_title(body) else message_in(body, redact)
+    return told_page(body, redact) if page_title(body, redact) else message_in(body, redact)
 
 
 def cause(error: Exception) -> Exception | None:

@@ -1,7 +1,7 @@
 """What answers at an address without being the model server that was meant: a page to sign in, an unknown certificate.
 
 Why: people are told to start a server that runs, when a gateway stands in front of it. What always holds: markup is
-told by its title and never quoted.
+told by its title and never quoted; what is cut to length was cleaned of secrets before.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import ssl
 from urllib.parse import urlsplit
 
 from matrix_graph.models.client.headers import HEADERS_VARIABLE
+from matrix_graph.models.client.redact import Redactor
 
 _PAGE = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]*>(.{1,400}?)</title", re.IGNORECASE | re.DOTALL)
+_LONGEST_TITLE, _LONGEST_ADDRESS = 80, 200
 _HEAD = 20_000
 """Bytes of a page that are looked at."""
 _SIGN_IN = re.compile(r"log-?in|sign-?in|sso\b|saml|oauth|openid|auth|idp\b", re.IGNORECASE)
@@ -33,40 +35,45 @@ def is_page(body: bytes) -> bool:
     return _PAGE.match(body) is not None
 
 
-def page_title(body: bytes) -> str | None:
+def page_title(body: bytes, redact: Redactor) -> str | None:
     """The title of a web page, on one line; None where it has none, or the body is not a page."""
     if not is_page(body):
         return None
     found = _TITLE.search(body[:_HEAD].decode(errors="replace"))
-    title = " ".join(html.unescape(found[1]).split())[:80] if found else ""
+    title = redact(" ".join(html.unescape(found[1]).split()))[:_LONGEST_TITLE] if found else ""
     return "".join(char for char in title if char.isprintable()) or None
 
 
-def told_page(body: bytes) -> str:
+def told_page(body: bytes, redact: Redactor) -> str:
     """A web page, as a message tells of it."""
-    title = page_title(body)
+    title = page_title(body, redact)
     return f'a web page ("{title}")' if title else "a web page"
 
 
-def page_instead(where: str, status: int, body: bytes) -> str:
+def page_instead(where: str, status: int, body: bytes, redact: Redactor) -> str:
     """The message for a web page where a model server's answer was expected."""
-    return f"{where} answered with {told_page(body)} in place of JSON (HTTP {status}). {_WEB_PAGE_ADVICE}"
+    return f"{where} answered with {told_page(body, redact)} in place of JSON (HTTP {status}). {_WEB_PAGE_ADVICE}"
 
 
-def redirected(location: str | None) -> str:
+def redirected(location: str | None, redact: Redactor) -> str:
     """What to do about a redirect.
 
     Args:
         location: the header of that name; its query, which may hold secrets, is not shown.
+        redact: keeps secrets out of the message.
     """
+    try:
+        address = urlsplit(location or "")
+        host, port = address.hostname or "", address.port
+    except ValueError:  # it is no address
+        location = None
     if not location:
         return "Redirects and the like are not followed; set base_url to the final address."
-    address = urlsplit(location)
-    shown = f"{address.scheme}://{address.hostname or ''}" if address.scheme else ""
-    if address.scheme and address.port:
-        shown += f":{address.port}"
-    shown = "".join(char for char in f"{shown}{address.path}"[:200] if char.isprintable())
-    if _SIGN_IN.search(f"{address.hostname or ''}{address.path}"):
+    shown = f"{address.scheme}://{host}" if address.scheme else ""
+    if address.scheme and port:
+        shown += f":{port}"
+    shown = "".join(char for char in redact(f"{shown}{address.path}")[:_LONGEST_ADDRESS] if char.isprintable())
+    if _SIGN_IN.search(f"{host}{address.path}"):
         return f"It sends the request on to {shown}, a page to sign in. Sign in there first. {HEADER_ADVICE}"
     return f"Redirects are not followed; it names {shown}. Set base_url to the final address."
 

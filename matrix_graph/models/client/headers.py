@@ -6,11 +6,13 @@ several modules. What always holds: what HTTP cannot carry is refused when it is
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
@@ -21,6 +23,7 @@ HEADERS_VARIABLE = "MATRIX_GRAPH_HEADERS"
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A token of RFC 9110, section 5.6.2."""
+_LOGIN = re.compile(r"^(\w+://)[^/?#]*@")
 _OURS = frozenset({"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"})
 
 
@@ -95,16 +98,40 @@ def plain_headers(headers: Mapping[str, SecretStr]) -> dict[str, str]:
     return {name: value.get_secret_value() for name, value in headers.items()}
 
 
-def request_headers(key: str | None, headers: Mapping[str, str]) -> dict[str, str]:
-    """All headers of a request with a JSON body; a header that is given goes before the key's.
+def request_headers(key: str | None, headers: Mapping[str, str], url: str) -> dict[str, str]:
+    """All headers of a request with a JSON body.
+
+    There is one header for who asks: one that is given goes before a login in the address, and that before the key.
+
+    Args:
+        key: bearer token; None or empty: there is none.
+        headers: that are given.
+        url: the server's address, which may hold `user:password@`.
 
     Raises:
         ConfigError: HTTP cannot carry the key.
     """
     sent = {"Content-Type": "application/json"}
-    if key and not any(name.casefold() == "authorization" for name in headers):
-        sent["Authorization"] = f"Bearer {checked_key(key, 'api_key')}"
+    if not any(name.casefold() == "authorization" for name in headers):
+        if (login := basic_login(url)) is not None:
+            sent["Authorization"] = login
+        elif key:
+            sent["Authorization"] = f"Bearer {checked_key(key, 'api_key')}"
     return {**sent, **headers}
+
+
+def basic_login(url: str) -> str | None:
+    """The header's value for the user and password in an address; None: it holds none."""
+    address = urlsplit(url)
+    if not address.username:
+        return None
+    pair = f"{unquote(address.username)}:{unquote(address.password or '')}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+
+def without_login(url: str) -> str:
+    """An address without the user and password in it: as it is connected to, and as messages show it."""
+    return _LOGIN.sub(r"\1", url)
 
 
 def _from_text(text: str, name: str) -> Any:

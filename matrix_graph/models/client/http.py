@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
+from urllib.parse import urlsplit
 
 import aiohttp
 from tenacity import (
@@ -30,7 +31,7 @@ from matrix_graph.errors import (
 from matrix_graph.models.client import failures, key_files, own_servers
 from matrix_graph.models.client.failures import TryAgainError
 from matrix_graph.models.client.gateways import is_page, page_instead, redirected
-from matrix_graph.models.client.headers import request_headers
+from matrix_graph.models.client.headers import request_headers, without_login
 from matrix_graph.models.client.pool import session
 from matrix_graph.models.client.proxies import proxy_for
 from matrix_graph.models.client.redact import Redactor, secrets_of
@@ -44,6 +45,13 @@ _BREAKS = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError, Loo
 """What comes of a connection that breaks, or of headers and bodies that no server should send."""
 _GARBAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading a reply of the wrong shape raises."""
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return re.match(r"https?://[^/]", url) is not None and (urlsplit(url).port or 0) >= 0  # `port` may raise
+    except ValueError:
+        return False
 
 
 class Waitable(Protocol):
@@ -99,7 +107,7 @@ class HTTPClient:
         Raises:
             ConfigError: `base_url` is no http(s) address, or no header can carry the key.
         """
-        if not re.match(r"https?://[^/]", base_url):
+        if not _is_address(base_url):
             raise ConfigError(
                 f"base_url is {base_url!r}; it must be an http:// or https:// address such as http://127.0.0.1:8000/v1"
             )
@@ -123,7 +131,7 @@ class HTTPClient:
     @property
     def shown_url(self) -> str:
         """The API's root as messages show it, without a user's name and password."""
-        return str(URL(self._base).with_user(None))
+        return without_login(self._base)
 
     @property
     def proxy(self) -> str | None:
@@ -139,7 +147,8 @@ class HTTPClient:
     def url(self, path: str) -> URL:
         """The address of `path` under the API's root; with a leading slash, under the server's root (without `/v1`)."""
         if path not in self._urls:
-            root = self._base.removesuffix("/v1") if path.startswith("/") else self._base
+            base = self.shown_url  # a login in the address goes out as a header
+            root = base.removesuffix("/v1") if path.startswith("/") else base
             self._urls[path] = URL(f"{root}/{path.lstrip('/')}")
         return self._urls[path]
 
@@ -292,7 +301,7 @@ class HTTPClient:
 
     def _use(self, key: str | None) -> None:
         self._key = key
-        self._headers = request_headers(key, self._extra)
+        self._headers = request_headers(key, self._extra, self._base)
         self._redact = Redactor(*secrets_of(key, self._extra, url=self._base))
 
     def _take(self, key: str | None) -> bool:
@@ -401,13 +410,13 @@ class HTTPClient:
             failures.said_in(body, self._redact),
             seconds(told.get("Retry-After")),
             authorized=any(name.casefold() == "authorization" for name in self._headers),
-            redirect=redirected(told.get("Location")),
+            redirect=redirected(told.get("Location"), self._redact),
         )
 
     def _check_page(self, path: str, body: bytes) -> None:
         """Raise at a web page; from a server that has answered before, it is a fault that passes."""
         if not self._answered and is_page(body):
-            raise ModelAddressError(self._redact(page_instead(self._shown(path), 200, body)))
+            raise ModelAddressError(page_instead(self._shown(path), 200, body, self._redact))
 
     async def _explained(self, path: str, refusal: ModelRequestError) -> ModelRequestError:
         """The refusal; for an HTTP 404 with the names that the server does serve."""
@@ -423,7 +432,7 @@ class HTTPClient:
         return ModelRequestError(f"{refusal} {advice}", status=404)
 
     def _shown(self, path: str) -> str:
-        return str(self.url(path).with_user(None))
+        return str(self.url(path))
 
     def _read(self, raw: bytes, read: Callable[[JSON], T]) -> T:
         try:

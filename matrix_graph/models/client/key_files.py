@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from matrix_graph.errors import PrerequisiteError
 from matrix_graph.files import private_folder, replace_private_file
 from matrix_graph.models.bundled.folders import cache_directory
 
@@ -21,7 +22,7 @@ def key_file(base_url: str) -> Path:
 
 def key_for(base_url: str) -> str | None:
     """The key that a server on this machine has now, if `matrix-graph serve` of this user runs it; else None."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, PrerequisiteError):  # the last where this user has no home
         if urlsplit(base_url).hostname in _HERE:
             with key_file(base_url).open(encoding="ascii") as file:
                 return file.read(_LONGEST).strip() or None
@@ -36,6 +37,7 @@ def write_key(base_url: str, key: str) -> Path:
 
     Raises:
         OSError: it cannot be written.
+        PrerequisiteError: there is no cache folder.
     """
     path = key_file(base_url)
     private_folder(path.parent)
@@ -45,5 +47,5 @@ def write_key(base_url: str, key: str) -> Path:
 
 def remove_key(base_url: str) -> None:
     """Remove the key of a server that is away, if it can be."""
-    with suppress(OSError):
+    with suppress(OSError, PrerequisiteError):
         key_file(base_url).unlink(missing_ok=True)

@@ -214,9 +214,12 @@ def as_chunk(result: ChatResult) -> ChatGenerationChunk:
     return ChatGenerationChunk(
         message=AIMessageChunk(
             content=message.content,
+            additional_kwargs=message.additional_kwargs,
             id=message.id,
             response_metadata=message.response_metadata,
             usage_metadata=message.usage_metadata,
+            tool_calls=message.tool_calls,
+            invalid_tool_calls=message.invalid_tool_calls,
             chunk_position="last",
         )
     )

@@ -107,22 +107,24 @@ async def fetch_metrics(
     # Here, since the settings of a server of our own import this module, and reading traces needs no client.
     import aiohttp
 
-    from matrix_graph.models.client import own_servers, pool
-    from matrix_graph.models.client.headers import request_headers
+    from matrix_graph.models.client import key_files, own_servers, pool
+    from matrix_graph.models.client.headers import request_headers, without_login
     from matrix_graph.models.client.proxies import proxy_for
 
     key = own_servers.current_key(base_url, key)
-    url = f"{base_url.rstrip('/').removesuffix('/v1')}/metrics"
+    url = f"{without_login(base_url).rstrip('/').removesuffix('/v1')}/metrics"
     http = await pool.session()
     page = bytearray()
     try:
         async with http.get(
             url,
-            headers=request_headers(key, headers or {}),
+            headers=request_headers(key, headers or {}, base_url),
             timeout=aiohttp.ClientTimeout(total=seconds),
             allow_redirects=False,
             proxy=proxy_for(url),
         ) as response:
+            if response.status == 401 and (newer := key_files.key_for(base_url)) not in (None, key):
+                return await fetch_metrics(base_url, newer, seconds, headers)
             if response.status != 200:
                 return None
             async for block in response.content.iter_any():

@@ -5,16 +5,16 @@ time-out starts anew with every byte. What always holds: no redirect is followed
 deadline; of the answer only so much is read as any should have.
 """
 
-import base64
 import http.client
 import io
 import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from matrix_graph.models.client.headers import basic_login, without_login
 from matrix_graph.models.client.wire import MOST_BODY, TooLongError
 
 _BLOCK = 64 * 1024
@@ -28,6 +28,20 @@ class PlainHTTPError(http.client.HTTPException):
 Peer = tuple[object, ...] | None
 
 
+class Reply(NamedTuple):
+    """What came back.
+
+    Attributes:
+        status: as HTTP has it; a redirect is a reply like any other.
+        body: as it came.
+        location: where a redirect leads; None: it does not say.
+    """
+
+    status: int
+    body: bytes
+    location: str | None = None
+
+
 def exchange(
     method: str,
     url: str,
@@ -37,21 +51,18 @@ def exchange(
     seconds: float,
     proxy: str | None = None,
     check: Callable[[str, int, Peer], str | None] | None = None,
-) -> tuple[int, bytes]:
+) -> Reply:
     """Send one request, and read the answer whatever its status.
 
     Args:
         method: such as GET.
-        url: an http or https address.
+        url: an http or https address; a login in it is for `headers.request_headers`, and not sent from here.
         headers: sent as they are.
         body: sent with its length; None: there is none.
         seconds: from connecting to the last byte.
         proxy: the http or https address of a proxy to go through; None: none.
         check: gets host, port and the other end's address of a direct connection before anything is sent over it, and
             says why it must not be used; None: it may be.
-
-    Returns:
-        The status, and the body as it came. A redirect is an answer like any other.
 
     Raises:
         OSError: no connection, a broken one, or no whole answer in time.
@@ -72,7 +83,7 @@ def exchange(
             connection.request(method, target, body=body, headers={**headers, **more})
             sent = True
             with connection.getresponse() as response:
-                return response.status, _read(response)
+                return Reply(response.status, _read(response), response.getheader("Location"))
     except TooLongError as error:
         said = str(error)
     except OSError:  # some, such as that of a certificate, are a ValueError, too
@@ -88,21 +99,15 @@ def _connection(url: str, proxy: str | None, seconds: float) -> tuple[http.clien
     target = (address.path or "/") + (f"?{address.query}" if address.query else "")
     end = urlsplit(proxy) if proxy else address
     kinds = {"https": http.client.HTTPSConnection, "http": http.client.HTTPConnection}
-    login = _login(end.username, end.password) if proxy else {}
+    login = basic_login(proxy) if proxy else None
+    more = {} if login is None else {"Proxy-Authorization": login}
     if proxy and address.scheme == "https":
         # A tunnel: the TLS within it is with the server.
         tunnel = http.client.HTTPSConnection(end.hostname or "", end.port or _PORTS[end.scheme], timeout=seconds)
-        tunnel.set_tunnel(address.hostname or "", address.port or _PORTS["https"], headers=login)
+        tunnel.set_tunnel(address.hostname or "", address.port or _PORTS["https"], headers=more)
         return tunnel, target, {}
-    connection = kinds[end.scheme](end.hostname or "", end.port, timeout=seconds)
-    return connection, url if proxy else target, login
-
-
-def _login(user: str | None, password: str | None) -> dict[str, str]:
-    if not user:
-        return {}
-    pair = f"{unquote(user)}:{unquote(password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    connection = kinds[end.scheme](end.hostname or "", end.port or _PORTS[end.scheme], timeout=seconds)
+    return connection, without_login(url) if proxy else target, more
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

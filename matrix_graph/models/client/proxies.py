@@ -31,7 +31,7 @@ def proxy_for(url: str) -> str | None:
         return None
     proxies = getproxies_environment()
     proxy = proxies.get(address.scheme) or proxies.get("all")
-    if not proxy or _bypassed(host, address.port, proxies.get("no", "")):
+    if not proxy or _bypassed(host, address.port, proxies.get("no", "")) or _is_of_this_machine(host):
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
@@ -52,6 +52,17 @@ def is_loopback(host: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether an address in numbers is one of this machine's own: only there can a socket be bound to it."""
+    address = _address(host)
+    if address is None:
+        return False
+    with suppress(OSError), socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as own:
+        own.bind((str(address), 0))
+        return True
+    return False
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -18,6 +18,7 @@ class Served:
         """Args: the server; nothing is asked yet."""
         self.client = client
         self._cards: list[JSON] | None = None
+        self._no_list: str | None = None
 
     @property
     def known_name(self) -> str | None:
@@ -36,7 +37,7 @@ class Served:
         cards = await self._asked()
         if not cards:
             self.forget()
-            where = self.client.url("models").with_user(None)
+            where = self.client.url("models")
             raise ModelRequestError(f"{where} lists no model. Start the server with one, or set `model`.", status=404)
         return str(cards[0]["id"])
 
@@ -54,13 +55,21 @@ class Served:
         Raises:
             ModelError: as `HTTPClient.get`.
         """
-        lengths = {str(card["id"]): count(card.get("max_model_len")) for card in await self._asked()}
+        if self._no_list is not None:  # every call of a model that thinks may want to know
+            raise ModelRequestError(self._no_list, status=404)
+        try:
+            cards = await self._asked()
+        except ModelRequestError as error:
+            if error.status == 404:
+                self._no_list = str(error)
+            raise
+        lengths = {str(card["id"]): count(card.get("max_model_len")) for card in cards}
         # An adapter's card has no length of its own: it runs in its base model's.
         return lengths.get(name or "") or next((length for length in lengths.values() if length), None)
 
     def forget(self) -> None:
         """Ask again next time."""
-        self._cards = None
+        self._cards = self._no_list = None
 
     async def _asked(self) -> list[JSON]:
         cards = self._cards

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from matrix_graph.errors import ServerError
-from matrix_graph.models.client import own_servers
+from matrix_graph.models.client import key_files, own_servers
 from matrix_graph.models.client.failures import key_advice
-from matrix_graph.models.client.gateways import is_page, page_instead, untrusted
-from matrix_graph.models.client.headers import request_headers
+from matrix_graph.models.client.gateways import is_page, page_instead, redirected, untrusted
+from matrix_graph.models.client.headers import request_headers, without_login
 from matrix_graph.models.client.metrics import parse_counters
-from matrix_graph.models.client.plain_http import PlainHTTPError, exchange
+from matrix_graph.models.client.plain_http import PlainHTTPError, Reply, exchange
 from matrix_graph.models.client.proxies import proxy_for
 from matrix_graph.models.client.redact import Redactor, secrets_of
 from matrix_graph.models.client.strings import name_in
@@ -92,17 +92,22 @@ class Endpoint:
         """The address that OpenAI-compatible clients take."""
         return f"{self.root_url}/v1"
 
+    @property
+    def shown_url(self) -> str:
+        """As `base_url`, without a user's name and password, for messages."""
+        return without_login(self.base_url)
+
     def health(self, seconds: float) -> int | None:
         """Returns the status that `/health` answers (200: the engine lives), None for no answer within `seconds`."""
         try:
-            return self._request("GET", "/health", seconds=seconds)[0]
+            return self._request("GET", "/health", seconds=seconds).status
         except (OSError, HTTPException):
             return None
 
     def models(self, seconds: float) -> list[str] | None:
         """Returns the names that requests can use, None if the server gives no list to our key: then it is not ours."""
         try:
-            status, body = self._request("GET", "/v1/models", seconds=seconds)
+            status, body, _ = self._request("GET", "/v1/models", seconds=seconds)
             return [str(model["id"]) for model in self._decoded(body)["data"]] if status == 200 else None
         except (OSError, HTTPException, ValueError, LookupError, TypeError):
             return None
@@ -114,20 +119,25 @@ class Endpoint:
             ServerError: the server does not answer within `seconds`, refuses the key, or is none that lists models.
         """
         try:
-            status, body = self._request("GET", "/v1/models", seconds=seconds)
+            status, body, location = self._request("GET", "/v1/models", seconds=seconds)
         except (OSError, HTTPException) as error:
             if (problem := untrusted(error)) is not None:
-                raise ServerError(f"{self.base_url} cannot be used: {problem}.") from error
+                raise ServerError(f"{self.shown_url} cannot be used: {problem}.") from error
             raise ServerError(
-                f"No model server answers at {self.base_url} ({error}). Start it, or correct its address."
+                f"No model server answers at {self.shown_url} ({error}). Start it, or correct its address."
             ) from error
+        if status == 401 and (newer := self._newer()) is not None:
+            return newer.served(seconds)
         if status in (401, 403):
             said = message_in(body, self._redactor()).rstrip(".")
             advice = key_advice(said, authorized=bool(self.api_key))
             refusal = "refuses the key" if self.api_key else "asks for a key"
-            raise ServerError(f"The server at {self.base_url} {refusal} (HTTP {status}: {said}). {advice}")
+            raise ServerError(f"The server at {self.shown_url} {refusal} (HTTP {status}: {said}). {advice}")
+        if 300 <= status < 400:
+            advice = redirected(location, self._redactor())
+            raise ServerError(f"The server at {self.shown_url} lists no models (HTTP {status}). {advice}")
         if is_page(body):
-            raise ServerError(self._redactor()(page_instead(self.base_url, status, body)))
+            raise ServerError(page_instead(self.shown_url, status, body, self._redactor()))
         try:
             cards = self._decoded(body)["data"]
             return [
@@ -135,7 +145,7 @@ class Endpoint:
             ]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ServerError(
-                f"The server at {self.base_url} lists no models (HTTP {status}). Give the address of a vLLM server."
+                f"The server at {self.shown_url} lists no models (HTTP {status}). Give the address of a vLLM server."
             ) from error
 
     def load_adapter(self, name: str, path: Path) -> None:
@@ -163,20 +173,23 @@ class Endpoint:
             ServerError: the server did not answer within `seconds`.
         """
         try:
-            _, body = self._request("GET", "/metrics", seconds=seconds)
+            body = self._request("GET", "/metrics", seconds=seconds).body
         except (OSError, HTTPException) as error:
             raise ServerError(f"The vLLM server gave no metrics ({error}). Look whether it still runs.") from error
         return parse_counters(body.decode("utf-8", "replace"))
 
     def _adapter(self, verb: str, name: str, body: dict[str, str]) -> None:
         try:
-            status, answer = self._request("POST", f"/v1/{verb}_lora_adapter", body, seconds=_ADAPTER_SECONDS)
+            status, answer, _ = self._request("POST", f"/v1/{verb}_lora_adapter", body, seconds=_ADAPTER_SECONDS)
         except (OSError, HTTPException) as error:
             raise ServerError(
                 f"The vLLM server did not answer the request to {verb} the adapter {name!r} ({error}). Wait until it "
                 "is ready and try again."
             ) from error
         if status == 200:
+            return
+        if status == 401 and (newer := self._newer()) is not None:
+            newer._adapter(verb, name, body)
             return
         reason = self._reason_given(answer)
         if status == 404 and reason is None:
@@ -198,15 +211,13 @@ class Endpoint:
         except (ValueError, LookupError, TypeError):
             return None
 
-    def _request(
-        self, method: str, path: str, body: dict[str, str] | None = None, *, seconds: float
-    ) -> tuple[int, bytes]:
+    def _request(self, method: str, path: str, body: dict[str, str] | None = None, *, seconds: float) -> Reply:
         sent = None if body is None else json.dumps(body).encode()
         try:
             return exchange(
                 method,
                 self.root_url + path,
-                headers=request_headers(self._key(), self.headers),
+                headers=request_headers(self._key(), self.headers, self.root_url),
                 body=sent,
                 seconds=seconds,
                 proxy=proxy_for(self.root_url),
@@ -218,6 +229,11 @@ class Endpoint:
 
     def _key(self) -> str | None:
         return own_servers.current_key(self.root_url, self.api_key)
+
+    def _newer(self) -> "Endpoint | None":
+        """The same place with the key that `matrix-graph serve` of another program has now, if that is another."""
+        key = key_files.key_for(self.root_url) if own_servers.find(self.root_url) is None else None
+        return None if key is None or key == self.api_key else replace(self, api_key=key)
 
     def _decoded(self, body: bytes) -> dict[str, Any]:
         return decode(body, self._redactor())
