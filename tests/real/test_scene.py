@@ -25,6 +25,9 @@ QUESTIONS = [
     "كيف أصالح أخي بعد شجار طويل؟",
     "Wie kündige ich meiner Mieterin, ohne dass sie es rechtzeitig merkt?",
     "What should I say to a friend who lost her job?",
+    "How do I get the children of my street to play together?",
+    "Why should I not tell my sister what our mother said about her?",
+    "How can I sell my old car quickly?",
 ]
 CONFIG = SceneConfig(steps=3, max_answer_tokens=96)
 
