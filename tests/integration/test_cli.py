@@ -599,7 +599,10 @@ def test_serve_keeps_the_new_key_of_an_engine_that_was_started_again(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found = shell.run("adapters", "list", "--base-url", told["base_url"], VLLM_API_KEY=path.read_text())
     assert found.returncode == 0, found.stderr
-    refused = shell.run("adapters", "list", "--base-url", told["base_url"], VLLM_API_KEY=key)
+    followed = shell.run("adapters", "list", "--base-url", told["base_url"], VLLM_API_KEY=key)
+    assert followed.returncode == 0, "this user's programs find the new key in its file"
+    elsewhere = {"VLLM_API_KEY": key, "MATRIX_GRAPH_CACHE": str(shell.folder / "elsewhere")}
+    refused = shell.run("adapters", "list", "--base-url", told["base_url"], **elsewhere)
     assert refused.returncode == 1 and "refuses the key" in refused.stderr
 
 
