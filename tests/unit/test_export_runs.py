@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -424,9 +425,8 @@ def test_the_card_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: py
         def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[str]]:
             return {"input_ids": text.split()}
 
-    from transformers import AutoTokenizer
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: Words())
+    tokenizers = SimpleNamespace(from_pretrained=lambda *_, **__: Words())
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoTokenizer=tokenizers))
     trace = answered(1)
     call = trace.calls[0].model_copy(update={"model": "/home/jane.doe/models/kind"})
     trace = trace.model_copy(update={"calls": [call, *trace.calls[1:]]})
